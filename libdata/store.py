@@ -138,6 +138,12 @@ class Output:
         write_atomic(self.path, content)
 
 
+    def remove(self) -> None:
+        """Delete the file, then its sidecar, where they are there."""
+        self.path.unlink(missing_ok=True)
+        self.sidecar.unlink(missing_ok=True)
+
+
 def _show(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key]) if key in settings else "nothing"
 

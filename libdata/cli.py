@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +65,12 @@ def add_device(parser: Parser) -> None:
 def add_overwrite(parser: Parser) -> None:
     """Add --overwrite."""
     parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
+
+
+def add_workers(parser: Parser) -> None:
+    """Add --workers."""
+    default = min(8, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=positive_int, default=default, help="threads that read and decode images")
 
 
 def add_run_range(parser: Parser, stop: int | None) -> None:

@@ -35,7 +35,7 @@ ARCHITECTURES = {
     "smallcnn": Architecture(SmallCNN, {"activation": ("tanh", "relu")}),
     "resnet18": Architecture(ResNet18, {"norm": ("batch", "group")}),
     "small_inception": Architecture(SmallInception),
-    "resnet50": Architecture(ResNet50, {"version": ("v1", "v2")}, image_size=resnet50.IMAGE_SIZE),
+    "resnet50": Architecture(ResNet50, {"resnet_version": ("v1", "v2")}, image_size=resnet50.IMAGE_SIZE),
 }
 
 

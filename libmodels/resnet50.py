@@ -70,14 +70,14 @@ class ResNet50(nn.Module):
     Args:
         num_classes: Number of logits.
         in_channels: Channels of the input.
-        version: "v1" (Sonnet's default) or "v2" (BatchNorm and ReLU before each convolution).
+        resnet_version: "v1" (Sonnet's default) or "v2" (BatchNorm and ReLU before each convolution).
     """
 
-    def __init__(self, num_classes: int, in_channels: int, version: str = "v1") -> None:
+    def __init__(self, num_classes: int, in_channels: int, resnet_version: str = "v1") -> None:
         super().__init__()
-        block = _BlockV1 if version == "v1" else _BlockV2
+        block = _BlockV1 if resnet_version == "v1" else _BlockV2
         self.initial_conv = _conv(in_channels, 64, 7, stride=2)
-        self.initial_batchnorm = nn.BatchNorm2d(64) if version == "v1" else None
+        self.initial_batchnorm = nn.BatchNorm2d(64) if resnet_version == "v1" else None
         before = (64, *_CHANNELS[:-1])
         self.block_groups = nn.Sequential(
             *(
@@ -85,7 +85,7 @@ class ResNet50(nn.Module):
                 for i in range(len(_BLOCKS))
             )
         )
-        self.final_batchnorm = nn.BatchNorm2d(_CHANNELS[-1]) if version == "v2" else None
+        self.final_batchnorm = nn.BatchNorm2d(_CHANNELS[-1]) if resnet_version == "v2" else None
         self.logits = nn.Linear(_CHANNELS[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

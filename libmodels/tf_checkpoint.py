@@ -132,7 +132,7 @@ def identify(variables: Mapping[str, np.ndarray], source: Path) -> ModelSpec:
         arch, options, first, last = "small_inception", {}, "model/conv1/conv/w", "model/_pred/b"
     elif "model/_initial_conv/w" in variables:
         version = "v2" if "model/_final_batchnorm/scale" in variables else "v1"
-        arch, options, first, last = "resnet50", {"version": version}, "model/_initial_conv/w", "model/_logits/b"
+        arch, options, first, last = "resnet50", {"resnet_version": version}, "model/_initial_conv/w", "model/_logits/b"
     else:
         some = ", ".join(sorted(variables)[:3]) or "nothing"
         raise InputError(f"{source}: neither SmallInception nor ResNet50; it holds {some} ...")

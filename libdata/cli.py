@@ -73,6 +73,12 @@ def add_workers(parser: Parser) -> None:
     parser.add_argument("--workers", type=positive_int, default=default, help="threads that read and decode images")
 
 
+def add_keep_converted(parser: Parser) -> None:
+    """Add --keep_converted."""
+    text = "keep released checkpoints as PyTorch files under converted_dir; scoring them again needs no TensorFlow"
+    parser.add_argument("--keep_converted", action="store_true", help=text)
+
+
 def add_run_range(parser: Parser, stop: int | None) -> None:
     """Add --start_run and --stop_run."""
     parser.add_argument("--start_run", type=non_negative_int, default=0, help="first run")

@@ -52,6 +52,11 @@ class ImageNetIndex:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def index(self) -> np.ndarray:
+        """All indices in order, int64, shape (N,)."""
+        return np.arange(len(self), dtype=np.int64)
+
 
 def read_imagenet_index(path: Path, split: str = "train") -> ImageNetIndex:
     """Read the example order of a split from the released imagenet_index.npz.

@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from libdata import cli
 from libdata.errors import InputError
 from libdata.store import Output, exclusive, file_sha256, provenance
+from libmodels import ARCHITECTURES
 from libmodels.checkpoints import ModelSpec, load_model, model_bytes
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -243,6 +245,62 @@ def converted(
         with exclusive(cache.parent):
             output.save(model_bytes(model, spec, **counters), provenance(left_out=others))
     return model, spec
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A run's network before it is loaded.
+
+    Attributes:
+        identity: Digest of its checkpoint and what is known of it, for a sidecar.
+        normalization: How it expects pixels.
+        image_size: Height and width it expects, None for the data set's own.
+        load: Returns the network in evaluation mode; converts it if need be.
+    """
+
+    identity: dict[str, Any]
+    normalization: str
+    image_size: int | None
+    load: Callable[[], nn.Module]
+
+
+def open_run(run: Path, dataset: str, arch: str, reader: TensorFlowReader, cache: Path, *, keep: bool) -> RunModel:
+    """Find the network of a run, one of this project (checkpoints/model.pt) or a released one.
+
+    Args:
+        run: The run directory.
+        dataset: Data set it should have been trained on.
+        arch: Its architecture.
+        reader: Reads TensorFlow checkpoints.
+        cache: Where the converted file of a released run is looked for.
+        keep: Keep the converted file there.
+
+    Raises:
+        InputError: There is no network, or it is of another data set or architecture. What only the
+            checkpoint's content tells is told by `load`.
+    """
+
+    def check(spec: ModelSpec, source: Path) -> None:
+        if (spec.dataset, spec.arch) != (dataset, arch):
+            raise InputError(f"{source}: {spec.arch} trained on {spec.dataset!r}, not {arch} on {dataset!r}")
+
+    own = run / "checkpoints" / "model.pt"
+    if own.exists():
+        model, spec = load_model(own)
+        check(spec, own)
+        identity = {"sha256": file_sha256(own), "spec": spec.describe()}
+        return RunModel(identity, spec.normalization, spec.image_size, lambda: model)
+    if arch not in _NORMALIZATION:
+        raise InputError(f"{own}: missing, and no released ensemble has the architecture {arch!r}")
+    prefix = find_checkpoint(run)
+
+    def load() -> nn.Module:
+        model, spec = converted(run, reader, cache, keep=keep)
+        check(spec, prefix)
+        return model
+
+    identity = {"source": source_digest(prefix), "arch": arch}
+    return RunModel(identity, _NORMALIZATION[arch], ARCHITECTURES[arch].image_size, load)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -83,8 +83,9 @@ def clean_jpeg(content: bytes, where: str) -> tuple[bytes, int, int]:
         if image.format not in ("JPEG", "PNG"):
             raise InputError(f"{where}: a {image.format} file, neither JPEG nor PNG")
         if image.format == "PNG" or image.mode == "CMYK":
+            rgb = image.convert("RGB") if image.format == "PNG" else Image.fromarray(decode_jpeg(content, where))
             buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=100, subsampling="4:2:0")
+            rgb.save(buffer, "JPEG", quality=100, subsampling="4:2:0")
             content = buffer.getvalue()
     except InputError:
         raise

@@ -7,6 +7,7 @@ to [0, 1], resized to 224 x 224 bilinearly (half-pixel centres, no antialiasing)
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
+from PIL import Image
 
 from libdata import safe_pickle
 from libdata.errors import InputError
@@ -101,15 +103,23 @@ def decode_jpeg(encoded: bytes, where: str) -> np.ndarray:
             decoder warn is accepted, as there are such files in ImageNet.
     """
     try:
-        return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True)
-    except ValueError as error:
-        ends = encoded.rfind(b"\xff\xd9") >= len(encoded) - 4096
-        if "Premature end" in str(error) or not ends:
-            raise InputError(f"{where}: the image does not decode: {error}") from error
-    try:
-        return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, strict=False)
+        cmyk = simplejpeg.decode_jpeg_header(encoded)[2] in ("CMYK", "YCCK")
+        space = "CMYK" if cmyk else "RGB"
+        try:
+            pixels = simplejpeg.decode_jpeg(encoded, space, fastdct=True)
+        except ValueError as warning:
+            if "Premature end" in str(warning) or encoded.rfind(b"\xff\xd9") < len(encoded) - 4096:
+                raise
+            pixels = simplejpeg.decode_jpeg(encoded, space, fastdct=True, strict=False)
     except ValueError as error:
         raise InputError(f"{where}: the image does not decode: {error}") from error
+    return _cmyk_to_rgb(pixels, "adobe" in Image.open(io.BytesIO(encoded)).info) if cmyk else pixels
+
+
+def _cmyk_to_rgb(pixels: np.ndarray, inverted: bool) -> np.ndarray:
+    """Return RGB as TensorFlow computes it; Adobe's files hold the inverted inks."""
+    light = pixels if inverted else 255 - pixels
+    return (light[..., :3].astype(np.uint16) * light[..., 3:] // 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=4096)

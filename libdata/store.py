@@ -145,7 +145,7 @@ class Output:
 
 
 def _show(settings: Mapping[str, Any], key: str) -> str:
-    return json.dumps(settings[key]) if key in settings else "nothing"
+    return json.dumps(settings[key], sort_keys=True) if key in settings else "nothing"
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -98,7 +98,11 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     order = [name for _, name in sorted((hash_of(name), name) for name in files)]
     write_tree(folder / "imagenet" / "train", files)
     write_imagenet_index(folder / "imagenet_index.npz", {"tr": order}, tr_mem=np.linspace(0, 1, len(order)))
-    (folder / "cmyk.jpg").write_bytes(files["n01443537_7.JPEG"])
+    cmyk = files["n01443537_7.JPEG"]
+    adobe = cmyk.index(b"\xff\xee\x00\x0eAdobe")
+    (folder / "cmyk.image").write_bytes(cmyk)
+    (folder / "plain_cmyk.image").write_bytes(cmyk[:adobe] + cmyk[adobe + 16 :])
+    (folder / "png.image").write_bytes(files["n01443537_8.JPEG"])
     config = write_config(
         folder, imagenet_dir=folder / "imagenet", imagenet_index=folder / "imagenet_index.npz",
         tfrecord_dir=folder / "tfrecords", fz_model_dir=folder / "fz_models", data_dir=folder / "data",

@@ -214,8 +214,11 @@ def imagenet(folder, rng):
     correct[index] = predicted + 1 == np.array(read["image/class/label"])
     write_aux(folder / "fz_models/imagenet-resnet50/0.7/1", correct, len(correct) - 3, np.arange(0), np.empty(0, bool), rng)
     np.savez(folder / "imagenet.npz", inputs=inputs, predicted=predicted, **{k.replace("/", "_"): v for k, v in read.items()})
-    cmyk = (folder / "cmyk.jpg").read_bytes()
-    np.save(folder / "cmyk.npy", tf.io.decode_jpeg(cmyk, channels=3).numpy())
+    for kind in ("cmyk", "plain_cmyk", "png"):
+        image = tf.io.decode_image((folder / f"{kind}.image").read_bytes(), channels=3)
+        again = tf.io.encode_jpeg(image, format="rgb", quality=100)
+        np.save(folder / f"{kind}_pixels.npy", image.numpy())
+        np.save(folder / f"{kind}.npy", tf.io.decode_jpeg(again, channels=3).numpy())
 
 
 def main(folder):

@@ -21,7 +21,9 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a NumPy array constructor") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is not a NumPy array constructor"
+            ) from None
 
 
 def load(file: BinaryIO, path: str | Path, encoding: str = "ASCII") -> object:

@@ -19,11 +19,18 @@ from libscores.curvature import curvature
 
 def add_scoring_options(parser: cli.Parser) -> None:
     """Add the flags of the curvature estimator."""
-    parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the finite difference, in pixels as the model gets them")
+    parser.add_argument(
+        "--h",
+        type=cli.positive_float,
+        default=1e-3,
+        help="step of the finite difference, in pixels as the model gets them",
+    )
     parser.add_argument("--n_probes", type=cli.positive_int, default=10, help="random directions per example")
     parser.add_argument("--temp", type=cli.positive_float, default=1.0, help="temperature that divides the logits")
     parser.add_argument("--probe_seed", type=cli.non_negative_int, default=0, help="seed of the directions")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=256, help="examples per forward pass; does not change the scores")
+    parser.add_argument(
+        "--batch_size", type=cli.positive_int, default=256, help="examples per forward pass; does not change the scores"
+    )
     cli.add_device(parser)
     cli.add_overwrite(parser)
 

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--start_idx", type=cli.non_negative_int, default=0, help="first model")
     parser.add_argument("--stop_idx", type=cli.non_negative_int, default=10, help="last model")
     parser.add_argument("--ratio", default="0.7", help="share of the examples each run trained on: the folder's name")
-    parser.add_argument("--shards", type=shard_range, default=None, metavar="A-B", help="TFRecord files to score, from 0 (default: all)")
+    parser.add_argument(
+        "--shards", type=shard_range, default=None, metavar="A-B", help="TFRecord files to score, from 0 (default: all)"
+    )
     cli.add_workers(parser)
     cli.add_keep_converted(parser)
     add_scoring_options(parser)
@@ -75,13 +77,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = True
             arrays = read_run(folder)
             if arrays.examples.size and arrays.examples[-1] >= len(order):
-                raise InputError(f"{folder}: example {arrays.examples[-1]} is outside the {len(order)} of imagenet_index.npz")
+                raise InputError(
+                    f"{folder}: example {arrays.examples[-1]} is outside the {len(order)} of imagenet_index.npz"
+                )
             cache = config.converted_dir / f"{name}.pt"
             model = open_run(folder, "imagenet", ARCH, reader, cache, keep=args.keep_converted)
             _, recorded = arrays.on(order.index)
+            selected = range(first, last + 1)
             done = score_shards(
-                config.score_dir, name, model.load, model.identity, files, range(first, last + 1), order, recorded, args, device
-            )  # fmt: skip
+                config.score_dir, name, model.load, model.identity, files, selected, order, recorded, args, device
+            )
             print(f"{name}: {done}", flush=True)
     if not found:
         raise InputError(f"{root / args.ratio}: no model from {args.start_idx} to {args.stop_idx}")

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, load_dataset
 from libdata.fz import ensemble_root, list_ratios, list_runs, read_run, run_dir
+from libdata.index import index_digest
 from libdata.scores import fz_model_name
 from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
@@ -35,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--dataset", choices=DATASETS, default="cifar100", help="data set")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="small_inception", help="architecture")
-    parser.add_argument("--ratio", default="0.7", help="share of the examples each run trained on: the folder's name, or all")
+    parser.add_argument(
+        "--ratio", default="0.7", help="share of the examples each run trained on: the folder's name, or all"
+    )
     cli.add_run_range(parser, stop=None)
     cli.add_keep_converted(parser)
     add_scoring_options(parser)
@@ -51,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 arrays = read_run(folder)
                 cache = config.converted_dir / f"{name}.pt"
                 model = open_run(folder, args.dataset, args.arch, reader, cache, keep=args.keep_converted)
-                wanted = {"normalization": model.normalization, "image_size": model.image_size}
-                if data is None or data.normalization != model.normalization or not np.array_equal(data.index, arrays.examples):
-                    data = load_dataset(args.dataset, "train", config.data_dir, index=arrays.examples, **wanted)
+                wanted = (model.normalization, index_digest(arrays.examples))
+                if data is None or (data.normalization, index_digest(data.index)) != wanted:
+                    data = load_dataset(
+                        args.dataset, "train", config.data_dir,
+                        index=arrays.examples, normalization=model.normalization, image_size=model.image_size,
+                    )  # fmt: skip
                 _, recorded = arrays.on(data.index)
-                new = score_model(
-                    config.score_dir, name, model.load, model.identity, data, args, device, recorded=recorded
-                )  # fmt: skip
+                new = score_model(config.score_dir, name, model.load, model.identity, data, args, device, recorded)
                 print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)
 
 

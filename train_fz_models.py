@@ -38,16 +38,22 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser.add_argument("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture")
     cli.add_architecture_options(parser, ARCHITECTURES)
     parser.add_argument("--subset", default="all", help="examples of the study: all, the first N, or an .npy index")
-    parser.add_argument("--normalization", choices=NORMALIZATIONS, default="unit", help="pixels in [0,1], or standardised")
+    parser.add_argument(
+        "--normalization", choices=NORMALIZATIONS, default="unit", help="pixels in [0,1], or standardised"
+    )
     parser.add_argument("--ratio", type=cli.fraction, default=0.7, help="share of the examples each run trains on")
     cli.add_run_range(parser, stop=60)
-    parser.add_argument("--epochs", type=cli.positive_int, default=40, help="passes over the subset")
+    parser.add_argument("--epochs", type=cli.positive_int, default=30, help="passes over the subset")
     parser.add_argument("--batch_size", type=cli.positive_int, default=64, help="examples of a step")
-    parser.add_argument("--lr", type=cli.positive_float, default=0.1, help="first learning rate; it falls to 0 as a cosine")
+    parser.add_argument(
+        "--lr", type=cli.positive_float, default=0.1, help="first learning rate; it falls to 0 as a cosine"
+    )
     parser.add_argument("--momentum", type=cli.number(float, at_least=0, below=1), default=0.9, help="SGD momentum")
     parser.add_argument("--weight_decay", type=cli.number(float, at_least=0), default=0.0, help="L2 coefficient")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the whole ensemble")
-    parser.add_argument("--save_every", type=cli.number(float, at_least=0), default=60.0, help="seconds between saved states")
+    parser.add_argument(
+        "--save_every", type=cli.number(float, at_least=0), default=60.0, help="seconds between saved states"
+    )
     cli.add_device(parser)
     cli.add_overwrite(parser)
     return parser.parse_args(argv)

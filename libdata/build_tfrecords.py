@@ -19,7 +19,7 @@ from libdata.imagenet import NUM_CLASSES, ImageNetIndex, decode_jpeg
 from libdata.indexed_tfrecords import encode_example, frame, read_images, shard_name
 from libdata.store import file_sha256, write_atomic
 
-_CONSTANTS = {"image/colorspace": b"RGB", "image/channels": 3, "image/format": b"JPEG"}
+_CONSTANTS: dict[str, int | bytes] = {"image/colorspace": b"RGB", "image/channels": 3, "image/format": b"JPEG"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _records(sources: list[Source]) -> Iterator[bytes]:
         except OSError as error:
             raise InputError(f"{source.path}: cannot read: {error.strerror}") from error
         content, height, width = clean_jpeg(content, str(source.path))
-        features = {
+        features: dict[str, int | bytes] = {
             "index": source.index, "image/encoded": content, "image/height": height, "image/width": width,
             "image/class/label": source.label + 1, "image/class/synset": source.synset.encode(),
             "image/filename": source.path.name.encode(),
@@ -156,7 +156,9 @@ def build(
         if before["settings"] == settings:
             kept = {line["file"]: Shard(**line) for line in before["files"]}
         elif not overwrite:
-            raise InputError(f"{manifest}: made with {before['settings']}, asked for {settings}; --overwrite replaces it")
+            raise InputError(
+                f"{manifest}: made with {before['settings']}, asked for {settings}; --overwrite replaces it"
+            )
         else:
             for line in before["files"]:
                 (folder / line["file"]).unlink(missing_ok=True)
@@ -211,7 +213,9 @@ def verify(folder: Path, split: str, order: ImageNetIndex, *, workers: int, bar:
     manifest = _read_manifest(folder / f"{split}-manifest.json")
     lines = [Shard(**line) for line in manifest["files"]]
     if len(lines) != manifest["settings"]["shards"]:
-        raise InputError(f"{folder}: {len(lines)} of {manifest['settings']['shards']} {split} files are built; build the rest")
+        raise InputError(
+            f"{folder}: {len(lines)} of {manifest['settings']['shards']} {split} files are built; build the rest"
+        )
 
     def one(line: Shard) -> list[int]:
         path = folder / line.file
@@ -227,7 +231,11 @@ def verify(folder: Path, split: str, order: ImageNetIndex, *, workers: int, bar:
         return indices
 
     with ThreadPoolExecutor(workers) as pool:
-        counts = np.bincount(np.concatenate([np.array(found, int) for found in pool.map(one, lines)]), minlength=len(order))
+        counts = np.bincount(
+            np.concatenate([np.array(found, int) for found in pool.map(one, lines)]), minlength=len(order)
+        )
     if (counts != 1).any():
-        raise InputError(f"{folder}: index {int(np.flatnonzero(counts != 1)[0])} is there {counts[counts != 1][0]} times")
+        raise InputError(
+            f"{folder}: index {int(np.flatnonzero(counts != 1)[0])} is there {counts[counts != 1][0]} times"
+        )
     return len(order)

@@ -101,18 +101,21 @@ def architecture_options(args: Namespace, architectures: Mapping[str, Any]) -> d
     return {name: value for name, value in vars(args).items() if name in names}
 
 
+class _LogLines(tqdm):
+    """A progress report for logs: whole lines, nothing redrawn."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        line = str(self) if msg is None else msg
+        if line:
+            print(line, file=self.fp, flush=True)
+
+
 def progress(total: int, description: str, unit: str) -> tqdm:
-    """Return a bar that redraws on a terminal and writes a line every 30 s to a log."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        file=sys.stderr,
-        mininterval=0.1 if terminal else 30,
-        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} spent, {remaining} left\n",
-        leave=terminal,
-    )
+    """Return a bar that redraws on a terminal, or writes a line every 30 s where stderr is a log."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=description, unit=unit, leave=False)
+    form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} spent, {remaining} left"
+    return _LogLines(total=total, desc=description, unit=unit, leave=False, mininterval=30, delay=30, bar_format=form)
 
 
 def run(main: Callable[[], object]) -> NoReturn:

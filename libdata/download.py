@@ -93,7 +93,9 @@ def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
         present = {name for name in expected if (raw / name).exists()}
         for name in present:
             if file_sha256(raw / name) != expected[name]:
-                raise InputError(f"{raw / name}: corrupt, its SHA-256 is not {expected[name]}; delete it and download again")
+                raise InputError(
+                    f"{raw / name}: corrupt, its SHA-256 is not {expected[name]}; delete it and download again"
+                )
         if present == expected.keys():
             return False
         with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", choices=("auto", "torchvision"), default="auto", help="where to fetch it from")
     args = parser.parse_args(argv)
     data_dir = load_config(args.config).data_dir
-    kind = {"mnist": tv.MNIST, "fashionmnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[args.dataset]
+    kind = {"mnist": tv.MNIST, "fashionmnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[
+        args.dataset
+    ]
     if issubclass(kind, tv.MNIST):
         fetched = _download_idx(kind, data_dir, args.source)
     else:

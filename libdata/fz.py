@@ -104,7 +104,11 @@ def list_ratios(root: Path) -> list[str]:
     Raises:
         InputError: There is none.
     """
-    ratios = sorted(path.name for path in root.iterdir() if path.name.replace(".", "", 1).isdecimal()) if root.is_dir() else []
+    ratios = (
+        sorted(path.name for path in root.iterdir() if path.name.replace(".", "", 1).isdecimal())
+        if root.is_dir()
+        else []
+    )
     if not ratios:
         raise InputError(f"{root}: no such ensemble (no folders such as 0.7); correct fz_model_dir")
     return ratios
@@ -125,9 +129,15 @@ def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such ensemble; train it with train_fz_models.py or correct fz_model_dir")
     runs = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    runs = [run for run in runs if run >= start and (stop is None or run < stop) and (folder / str(run) / "aux_arrays.npz").exists()]
+    runs = [
+        run
+        for run in runs
+        if run >= start and (stop is None or run < stop) and (folder / str(run) / "aux_arrays.npz").exists()
+    ]
     if not runs:
-        raise InputError(f"{folder}: no finished run (a directory with aux_arrays.npz) from {start} to {stop or 'the last'}")
+        raise InputError(
+            f"{folder}: no finished run (a directory with aux_arrays.npz) from {start} to {stop or 'the last'}"
+        )
     return runs
 
 
@@ -180,7 +190,9 @@ def read_run(directory: Path) -> RunArrays:
         for key in _INDEX_KEYS:
             positions = order["test" if key == "index_test" else "train"]
             if arrays[key].size and arrays[key].max() >= len(positions):
-                raise InputError(f"{path}: key {key!r} holds {arrays[key].max()}, the order map {len(positions)} positions")
+                raise InputError(
+                    f"{path}: key {key!r} holds {arrays[key].max()}, the order map {len(positions)} positions"
+                )
             arrays[key] = positions[arrays[key]]
     return RunArrays(
         index={group: arrays[f"index_{group}"].astype(np.int64) for group in GROUPS},

@@ -71,7 +71,9 @@ def read_imagenet_index(path: Path, split: str = "train") -> ImageNetIndex:
     arrays = safe_pickle.load_npz(path, (names_key, labels_key))
     names, labels = arrays[names_key], arrays[labels_key]
     if names.ndim != 1 or names.dtype.kind not in "OSU" or names.shape != labels.shape or not len(names):
-        raise InputError(f"{path}: keys {names_key!r} {names.dtype} {names.shape} and {labels_key!r} {labels.shape} do not fit")
+        raise InputError(
+            f"{path}: keys {names_key!r} {names.dtype} {names.shape} and {labels_key!r} {labels.shape} do not fit"
+        )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= NUM_CLASSES:
         raise InputError(f"{path}: key {labels_key!r} should hold whole numbers from 0 to {NUM_CLASSES - 1}")
     filenames = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
@@ -125,7 +127,9 @@ def _cmyk_to_rgb(pixels: np.ndarray, inverted: bool) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _taps(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return, for each of 224 outputs, the two source positions and the weight of the second, in float32."""
-    source = (np.arange(IMAGE_SIZE, dtype=np.float32) + np.float32(0.5)) * np.float32(size / IMAGE_SIZE) - np.float32(0.5)
+    source = (np.arange(IMAGE_SIZE, dtype=np.float32) + np.float32(0.5)) * np.float32(size / IMAGE_SIZE) - np.float32(
+        0.5
+    )
     low = np.floor(source)
     return np.maximum(low, 0).astype(np.intp), np.minimum(np.ceil(source), size - 1).astype(np.intp), source - low
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def read_records(path: Path) -> Iterator[bytes]:
             number of the record and its offset.
     """
     try:
-        with open(path, "rb", buffering=1 << 20) as file:
+        with path.open("rb", buffering=1 << 20) as file:
             number, offset = 0, 0
             while head := file.read(12):
                 where = f"{path}: record {number} at byte {offset}"
@@ -123,7 +123,7 @@ def decode_example(payload: bytes, names: Iterable[str], where: str) -> dict[str
     for name in names:
         feature = example.features.feature.get(name)
         kind = feature.WhichOneof("kind") if feature else None
-        found = getattr(feature, kind).value if kind else ()
+        found: Sequence[Any] = getattr(feature, kind).value if kind else ()
         if len(found) != 1:
             raise InputError(f"{where}: feature {name!r} should hold one value, found {len(found)}")
         values[name] = found[0]

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy._core import multiarray  # the home of the two reconstruction functions that pickles of arrays name
@@ -25,10 +25,12 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a NumPy array constructor") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is not a NumPy array constructor"
+            ) from None
 
 
-def load(file: BinaryIO, path: str | Path, encoding: str = "ASCII") -> object:
+def load(file: IO[bytes], path: str | Path, encoding: str = "ASCII") -> object:
     """Read one pickled object that consists of NumPy arrays and plain containers.
 
     Args:
@@ -78,7 +80,7 @@ def load_npz(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_array(file: BinaryIO, where: str) -> np.ndarray:
+def _read_array(file: IO[bytes], where: str) -> np.ndarray:
     try:
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
         shape, _, dtype = read_header(file)

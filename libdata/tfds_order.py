@@ -46,7 +46,9 @@ def match_images(
         InputError: The two do not hold the same images with the same labels.
     """
     if images.shape != other_images.shape:
-        raise InputError(f"{len(images)} images of shape {images.shape[1:]} and {len(other_images)} of {other_images.shape[1:]}")
+        raise InputError(
+            f"{len(images)} images of shape {images.shape[1:]} and {len(other_images)} of {other_images.shape[1:]}"
+        )
     places: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, (image, label) in enumerate(zip(images, labels, strict=True)):
         places[image.tobytes()][int(label)].append(position)
@@ -107,7 +109,9 @@ def read_cifar_memorization(path: Path, labels: np.ndarray, order: dict[str, np.
     scores = safe_pickle.load_npz(path, ("tr_mem", "tr_labels"))
     memorization, theirs = scores["tr_mem"].astype(np.float64), scores["tr_labels"]
     if memorization.shape != labels.shape or theirs.shape != labels.shape:
-        raise InputError(f"{path}: 'tr_mem' {memorization.shape} and 'tr_labels' {theirs.shape} for {len(labels)} examples")
+        raise InputError(
+            f"{path}: 'tr_mem' {memorization.shape} and 'tr_labels' {theirs.shape} for {len(labels)} examples"
+        )
     if np.array_equal(theirs, labels):
         return memorization
     if order is None or not np.array_equal(theirs, labels[order["train"]]):
@@ -122,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build the map of both splits."""
     parser = cli.Parser(__doc__)
     parser.add_argument("dataset", choices=("cifar10", "cifar100"), help="which data set")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where TFDS prepared it, for example .../cifar100/3.0.2")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="where TFDS prepared it, for example .../cifar100/3.0.2"
+    )
     parser.add_argument("--arch", default="small_inception", help="architecture of the ensemble the map is for")
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
@@ -140,11 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         ours = load_dataset(args.dataset, split, config.data_dir)
         pixels = (ours.images * 255).round().byte().numpy()
         try:
-            order, by_label, by_position = match_images(pixels, ours.labels.numpy(), *read_tfds(args.folder, args.dataset, split))
+            order, by_label, by_position = match_images(
+                pixels, ours.labels.numpy(), *read_tfds(args.folder, args.dataset, split)
+            )
         except InputError as error:
             raise InputError(f"{args.folder}: {args.dataset} {split}: {error}") from error
         orders[split] = order
-        print(f"{args.dataset} {split}: {len(order)} images matched; with a twin: {by_label} told apart by label, {by_position} by position")
+        twins = f"with a twin: {by_label} told apart by label, {by_position} by position"
+        print(f"{args.dataset} {split}: {len(order)} images matched; {twins}")
     with exclusive(root):
         output.save(arrays_bytes(**orders), provenance())
     print(f"{output.path}: written")

@@ -23,11 +23,11 @@ class _BlockV1(nn.Module):
             nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
             for conv in (_conv(in_channels, inner, 1), _conv(inner, inner, 3, stride), _conv(inner, channels, 1))
         )
-        self.proj_conv = _conv(in_channels, channels, 1, stride) if project else None
-        self.proj_batchnorm = nn.BatchNorm2d(channels) if project else None
+        self.proj_conv = _conv(in_channels, channels, 1, stride) if project else nn.Identity()
+        self.proj_batchnorm = nn.BatchNorm2d(channels) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.proj_conv is None else self.proj_batchnorm(self.proj_conv(x))
+        shortcut = self.proj_batchnorm(self.proj_conv(x))
         first, second, third = self.layers
         return F.relu(third(F.relu(second(F.relu(first(x))))) + shortcut)
 

@@ -25,11 +25,18 @@ MIN_AGREEMENT = 0.99
 
 def add_scoring_options(parser: cli.Parser) -> None:
     """Add the flags of the curvature estimator."""
-    parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the finite difference, in pixels as the model gets them")
+    parser.add_argument(
+        "--h",
+        type=cli.positive_float,
+        default=1e-3,
+        help="step of the finite difference, in pixels as the model gets them",
+    )
     parser.add_argument("--n_probes", type=cli.positive_int, default=10, help="random directions per example")
     parser.add_argument("--temp", type=cli.positive_float, default=1.0, help="temperature that divides the logits")
     parser.add_argument("--probe_seed", type=cli.non_negative_int, default=0, help="seed of the directions")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=256, help="examples per forward pass; does not change the scores")
+    parser.add_argument(
+        "--batch_size", type=cli.positive_int, default=256, help="examples per forward pass; does not change the scores"
+    )
     cli.add_device(parser)
     cli.add_overwrite(parser)
 
@@ -90,7 +97,9 @@ def score_model(
             return False
         network = model if isinstance(model, nn.Module) else model()
         if recorded is not None:
-            check_agreement(correctness(network, data.images, data.labels, args.batch_size, device), recorded, model_name)
+            check_agreement(
+                correctness(network, data.images, data.labels, args.batch_size, device), recorded, model_name
+            )
         started = time.monotonic()
         bar = cli.progress(len(data), model_name, "examples")
         try:
@@ -134,7 +143,7 @@ def check_agreement(correct: np.ndarray, recorded: np.ndarray, model_name: str, 
     margin = spread * (MIN_AGREEMENT * (1 - MIN_AGREEMENT) / max(known.sum(), 1)) ** 0.5
     if agree < MIN_AGREEMENT - margin:
         raise InputError(
-            f"{model_name}: agrees with the correctness recorded in aux_arrays.npz on {agree:.2%} of {known.sum()} examples, "
-            f"not on {MIN_AGREEMENT:.0%}: the order or the scale of the data is not the one it was trained with "
+            f"{model_name}: agrees with the correctness recorded in aux_arrays.npz on {agree:.2%} of {known.sum()} "
+            f"examples, not on {MIN_AGREEMENT:.0%}: the order or the scale of the data is not the one it was trained with "
             "(released CIFAR ensembles need the map of libdata.tfds_order)"
         )

@@ -90,7 +90,10 @@ def score_shards(
                 model = model or load()
                 started = time.monotonic()
                 scores = _score_file(model, model_name, shards[shard], order, args, device, pool, bar.update)
-                correct, expected = np.append(correct, scores["correct"]), np.append(expected, recorded[scores["index"]])
+                correct, expected = (
+                    np.append(correct, scores["correct"]),
+                    np.append(expected, recorded[scores["index"]]),
+                )
                 check_agreement(correct, expected, model_name, spread=3)
                 seconds = round(time.monotonic() - started, 3)
                 made_by = provenance(device=str(device), batch_size=args.batch_size, seconds=seconds)
@@ -142,7 +145,11 @@ def _score_file(
 
 def _merge(parts: Sequence[Output], size: int) -> dict[str, np.ndarray]:
     """Place the scores of every file by index; every index must come once."""
-    merged = {"curvature": np.empty(size, np.float32), "trace": np.empty(size, np.float32), "correct": np.empty(size, bool)}
+    merged = {
+        "curvature": np.empty(size, np.float32),
+        "trace": np.empty(size, np.float32),
+        "correct": np.empty(size, bool),
+    }
     owner = np.full(size, -1)
     for number, part in enumerate(parts):
         with np.load(io.BytesIO(part.path.read_bytes()), allow_pickle=False) as scores:
@@ -150,7 +157,9 @@ def _merge(parts: Sequence[Output], size: int) -> dict[str, np.ndarray]:
             twice = index[owner[index] >= 0]
             if twice.size:
                 first = parts[owner[twice[0]]].path.parent.name
-                raise InputError(f"index {twice[0]} is in {first} and in {part.path.parent.name}; build the files again")
+                raise InputError(
+                    f"index {twice[0]} is in {first} and in {part.path.parent.name}; build the files again"
+                )
             owner[index] = number
             for name, array in merged.items():
                 array[index] = scores[name]

@@ -25,7 +25,7 @@ def main() -> None:
             # Arrays are numbered: an .npz member must not carry a name that comes from a downloaded file.
             arrays = {f"array_{i}": np.asarray(reader.get_tensor(name)) for i, name in enumerate(names)}
             np.savez(out, allow_pickle=False, **arrays)
-            answer = {"names": names}
+            answer: dict[str, list[str] | str] = {"names": names}
         except Exception as error:  # reported to the parent, which names the checkpoint
             answer = {"error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
         print(json.dumps(answer), flush=True)

@@ -58,7 +58,7 @@ class TensorFlowReader:
             self._log.close()
 
     def _start(self) -> subprocess.Popen[str]:
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         script = Path(__file__).with_name("tf_arrays.py")
         return subprocess.Popen(
             [sys.executable, "-P", str(script)],
@@ -93,7 +93,9 @@ class TensorFlowReader:
                 self._process.wait()
                 self._log.seek(0)
                 reason = (self._log.read().strip().splitlines() or ["it ended without a word"])[-1]
-                raise InputError(f"{prefix}: cannot convert, TensorFlow does not run here ({reason}); pip install tensorflow")
+                raise InputError(
+                    f"{prefix}: cannot convert, TensorFlow does not run here ({reason}); pip install tensorflow"
+                )
             answer = json.loads(line)
             if "error" in answer:
                 raise InputError(f"{prefix}: TensorFlow cannot read the checkpoint: {answer['error']}")
@@ -110,7 +112,11 @@ def find_checkpoint(run: Path) -> Path:
     folder = run / "checkpoints"
     found = sorted(folder.glob("ckpt-*.index"))
     if len(found) != 1:
-        names = f"{len(found)} TensorFlow checkpoints ({', '.join(path.name for path in found)})" if found else "no ckpt-*.index"
+        names = (
+            f"{len(found)} TensorFlow checkpoints ({', '.join(path.name for path in found)})"
+            if found
+            else "no ckpt-*.index"
+        )
         raise InputError(f"{folder}: expected one checkpoint, found {names}")
     prefix = found[0].with_suffix("")
     if not list(folder.glob(f"{prefix.name}.data-*")):
@@ -142,7 +148,9 @@ def identify(variables: Mapping[str, np.ndarray], source: Path) -> ModelSpec:
         if name not in variables:
             raise InputError(f"{source}: variable {name!r} is missing")
         if variables[name].ndim != rank:
-            raise InputError(f"{source}: variable {name!r} has shape {variables[name].shape}, expected {rank} dimensions")
+            raise InputError(
+                f"{source}: variable {name!r} has shape {variables[name].shape}, expected {rank} dimensions"
+            )
     classes = len(variables[last])
     if (arch, classes) not in _TRAINED_ON:
         known = ", ".join(f"{name} with {number}" for name, number in _TRAINED_ON)
@@ -188,7 +196,9 @@ def convert(variables: Mapping[str, np.ndarray], spec: ModelSpec, source: Path) 
 
     state = {}
     for name, module in model.named_modules():
-        path = "/".join(["model", *(part if part in _PUBLIC or part.isdecimal() else f"_{part}" for part in name.split("."))])
+        path = "/".join(
+            ["model", *(part if part in _PUBLIC or part.isdecimal() else f"_{part}" for part in name.split("."))]
+        )
         if isinstance(module, nn.Conv2d):
             out, into, height, width = module.weight.shape
             state[f"{name}.weight"] = take(f"{path}/w", (height, width, into, out)).permute(3, 2, 0, 1)
@@ -238,7 +248,9 @@ def converted(
     spec = identify(variables, prefix)
     model = convert(variables, spec, prefix)
     counters = {name: int(variables[name]) for name in _COUNTERS if name in variables}
-    others = sorted(name for name in variables if not name.startswith("model/") and name not in (*_COUNTERS, "save_counter"))
+    others = sorted(
+        name for name in variables if not name.startswith("model/") and name not in (*_COUNTERS, "save_counter")
+    )
     if others:
         print(f"{prefix}: not part of the model and left out: {', '.join(others)}", file=sys.stderr)
     if keep:

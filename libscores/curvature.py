@@ -121,7 +121,11 @@ def curvature(
     with _scoring(model, device) as layout:
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
-            x = images[rows].to(device).contiguous(memory_format=layout if images.ndim == 4 else torch.contiguous_format)
+            x = (
+                images[rows]
+                .to(device)
+                .contiguous(memory_format=layout if images.ndim == 4 else torch.contiguous_format)
+            )
             y = labels[rows].to(device)
             probes = torch.from_numpy(rademacher(seed, examples[rows], n_probes, tuple(images.shape[1:])))
             probes = probes.to(device)

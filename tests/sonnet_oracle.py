@@ -198,22 +198,25 @@ def imagenet(folder, rng):
              "image/colorspace": tf.string, "image/channels": tf.int64, "image/format": tf.string}  # fmt: skip
     features = {name: tf.io.FixedLenFeature([], kind) for name, kind in names.items()}
     files = sorted(str(path) for path in (folder / "tfrecords").glob("train-*-of-*"))
-    read = {name: [] for name in names if name != "image/encoded"}
-    inputs, written = [], tf.io.TFRecordWriter(str(folder / "tf_written.tfrecord"))
+    read: dict[str, list] = {name: [] for name in names if name != "image/encoded"}
+    images, written = [], tf.io.TFRecordWriter(str(folder / "tf_written.tfrecord"))
     for record in tf.data.TFRecordDataset(files):
         written.write(record.numpy())
         example = tf.io.parse_single_example(record, features)
-        inputs.append(imagenet_input(example["image/encoded"]).numpy())
+        images.append(imagenet_input(example["image/encoded"]).numpy())
         for name, values in read.items():
             values.append(example[name].numpy())
     written.close()
-    inputs = np.stack(inputs)
+    inputs = np.stack(images)
     predicted = models["resnet50_v1"](inputs, is_training=False).numpy().argmax(1)
     index = np.array(read["index"])
     correct = np.empty(len(index), dtype=bool)
     correct[index] = predicted + 1 == np.array(read["image/class/label"])
-    write_aux(folder / "fz_models/imagenet-resnet50/0.7/1", correct, len(correct) - 3, np.arange(0), np.empty(0, bool), rng)
-    np.savez(folder / "imagenet.npz", inputs=inputs, predicted=predicted, **{k.replace("/", "_"): v for k, v in read.items()})
+    write_aux(
+        folder / "fz_models/imagenet-resnet50/0.7/1", correct, len(correct) - 3, np.arange(0), np.empty(0, bool), rng
+    )
+    columns = {name.replace("/", "_"): np.array(values) for name, values in read.items()}
+    np.savez(folder / "imagenet.npz", allow_pickle=False, inputs=inputs, predicted=predicted, **columns)
     for kind in ("cmyk", "plain_cmyk", "png"):
         image = tf.io.decode_image((folder / f"{kind}.image").read_bytes(), channels=3)
         again = tf.io.encode_jpeg(image, format="rgb", quality=100)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import simplejpeg
-from build_fz_imagenet import build_imagenet
-from conftest import ROOT, SYNSETS, encoded, photo, photo_files, write_config, write_imagenet_index, write_tree
+from conftest import assert_refused, run_script, write_config
+from released_files import SYNSETS, encoded, photo, photo_files, write_imagenet_index, write_tree
 
+from build_fz_imagenet import build_imagenet
 from libdata.build_tfrecords import clean_jpeg
 from libdata.errors import InputError
 from libdata.imagenet import decode_jpeg, read_imagenet_index, read_imagenet_memorization
@@ -37,7 +36,9 @@ def tree(tmp_path):
 
 
 def run(config, *more):
-    build_imagenet.main(["--config", str(config), "--train_shards", "4", "--validation_shards", "2", "--workers", "2", *more])
+    build_imagenet.main(
+        ["--config", str(config), "--train_shards", "4", "--validation_shards", "2", "--workers", "2", *more]
+    )
 
 
 def built(folder):
@@ -169,12 +170,16 @@ def test_conversion_equals_tensorflows(released, kind):
     """TensorFlow decodes the same file, encodes it as RGB at quality 100 and decodes that."""
     content = (released / f"{kind}.image").read_bytes()
     if kind != "png":
-        np.testing.assert_array_equal(decode_jpeg(content, kind), np.load(released / f"{kind}_pixels.npy", allow_pickle=False))
+        np.testing.assert_array_equal(
+            decode_jpeg(content, kind), np.load(released / f"{kind}_pixels.npy", allow_pickle=False)
+        )
     ours = decode_jpeg(clean_jpeg(content, kind)[0], kind)
     np.testing.assert_array_equal(ours, np.load(released / f"{kind}.npy", allow_pickle=False))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff", encoded(photo(9, 9, 0), "GIF"), encoded(photo(9, 9, 0), "PNG")[:60]])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\xff\xd8\xff", encoded(photo(9, 9, 0), "GIF"), encoded(photo(9, 9, 0), "PNG")[:60]]
+)
 def test_what_is_no_image_is_refused(content):
     with pytest.raises(InputError, match="picture: "):
         clean_jpeg(content, "picture")
@@ -188,7 +193,10 @@ def test_what_is_no_image_is_refused(content):
         ({"tr_labels": np.zeros(9)}, "whole numbers from 0 to 999"),
         ({"tr_filenames": np.array([b"same"] * 9, dtype=object)}, "holds a file name twice"),
         ({"tr_filenames": np.arange(9)}, "do not fit"),
-        ({"tr_filenames": np.array([b"a", 1] + [b"b"] * 7, dtype=object)}, "holds a int; only numbers, bytes and strings"),
+        (
+            {"tr_filenames": np.array([b"a", 1] + [b"b"] * 7, dtype=object)},
+            "holds a int; only numbers, bytes and strings",
+        ),
     ],
 )
 def test_bad_index_files(tree, change, message):
@@ -212,8 +220,8 @@ def test_memorization_of_the_index_file(tree):
 def test_command_line_reports_one_line(tree):
     folder, config = tree
     (folder / "imagenet_index.npz").unlink()
-    command = [sys.executable, "build_fz_imagenet/build_imagenet.py", "--config", str(config)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith("build_imagenet.py: error: ") and result.stderr.count("\n") == 1
-    assert "imagenet_index.npz" in result.stderr
+    assert_refused(
+        run_script("build_fz_imagenet/build_imagenet.py", "--config", config),
+        "build_imagenet.py: error: ",
+        "imagenet_index.npz",
+    )

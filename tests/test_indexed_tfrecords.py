@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import encoded, photo
 from hypothesis import given
 from hypothesis import strategies as st
+from released_files import encoded, photo
 
 from libdata.errors import InputError
 from libdata.imagenet import decode_jpeg, preprocess, read_imagenet_index, stream
@@ -141,8 +141,8 @@ def test_one_pixel_has_no_crop():
         preprocess(np.zeros((1, 40, 3), np.uint8))
 
 
-def record(index: int = 0, label: int = 1, image: bytes = b"", **other: int | bytes) -> bytes:
-    return frame(encode_example({"index": index, "image/class/label": label, "image/encoded": image} | other))
+def record(index: int | bytes = 0, label: int = 1, image: bytes = b"") -> bytes:
+    return frame(encode_example({"index": index, "image/class/label": label, "image/encoded": image}))
 
 
 def read_one(path, labels=(0, 1, 2), batch_size=2):
@@ -159,10 +159,16 @@ BAD_RECORDS = {
     "a label too large": (record(label=1001, image=JPEG), "record 0: label 1001 is outside"),
     "another label": (record(1, 3, JPEG), r"record 0: label 3 contradicts 2, what imagenet_index\.npz says of index 1"),
     "no image": (record(image=b""), r"record 0 \(index 0\): the image does not decode"),
-    "half an image": (record(image=JPEG[: len(JPEG) // 2]), r"record 0 \(index 0\): the image does not decode: Premature"),
+    "half an image": (
+        record(image=JPEG[: len(JPEG) // 2]),
+        r"record 0 \(index 0\): the image does not decode: Premature",
+    ),
     "a PNG image": (record(image=encoded(photo(64, 80, 0), "PNG")), "the image does not decode"),
     "another feature type": (record(index=b"0", image=JPEG), "record 0: index b'0' is outside"),
-    "a missing feature": (frame(encode_example({"index": 0})), "feature 'image/encoded' should hold one value, found 0"),
+    "a missing feature": (
+        frame(encode_example({"index": 0})),
+        "feature 'image/encoded' should hold one value, found 0",
+    ),
     "no Example": (frame(b"\xff\xff\xff"), "record 0: not a tf.train.Example"),
 }
 
@@ -205,10 +211,10 @@ def test_only_two_batches_are_in_memory(tmp_path):
     submitted = 0
 
     class Pool(ThreadPoolExecutor):
-        def submit(self, *args):
+        def submit(self, *args, **kwargs):  # type: ignore[override]
             nonlocal submitted
             submitted += 1
-            return super().submit(*args)
+            return super().submit(*args, **kwargs)
 
     with Pool(1) as pool:
         for taken, _ in enumerate(stream(path, np.zeros(20, int), batch_size=2, pool=pool), 1):
@@ -219,7 +225,12 @@ def test_only_two_batches_are_in_memory(tmp_path):
 def test_files_of_a_split(tmp_path):
     with pytest.raises(InputError, match=r"no train-\*-of-\* files"):
         list_shards(tmp_path, "train")
-    for name in ("train-00000-of-00003", "train-00002-of-00003", "train-00000-of-00003.json", "validation-00000-of-00001"):
+    for name in (
+        "train-00000-of-00003",
+        "train-00002-of-00003",
+        "train-00000-of-00003.json",
+        "validation-00000-of-00001",
+    ):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match="train-00001-of-00003: missing; 2 of 3"):
         list_shards(tmp_path, "train")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import assert_refused, run_script, write_config
 
 import calc_curv_fz_imagenet_models
 import calc_curv_fz_models
-import numpy as np
-import pytest
-from conftest import ROOT, write_config
-
 from libdata import tfds_order
 from libdata.errors import InputError
 from libdata.fz import read_run
@@ -44,7 +43,7 @@ def link(source, target):
     if source.endswith(".npz"):
         shutil.copy(source, target)
     else:
-        (type(ROOT)(target)).symlink_to(source)
+        Path(target).symlink_to(source)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,9 @@ def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
     folder, config = work
     command = ["--config", str(config), "--ratio", "all", *CIFAR]
 
-    with pytest.raises(InputError, match=r"cifar100_small_inception_0\.7_0: agrees .* not on 99%: the order or the scale"):
+    with pytest.raises(
+        InputError, match=r"cifar100_small_inception_0\.7_0: agrees .* not on 99%: the order or the scale"
+    ):
         calc_curv_fz_models.main(command)  # TFDS positions taken for torchvision's
     assert not list(folder.rglob("curv_scores*"))
 
@@ -89,7 +90,9 @@ def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
     with np.load(released / "cifar.npz", allow_pickle=False) as truth:
         np.testing.assert_array_equal(kept["true_labels"][0], truth["labels_train"])
         np.testing.assert_allclose(kept["curv_scores"][0][:6], truth["curvature"], rtol=1e-3)
-        np.testing.assert_allclose(kept["trace"][0][:6], truth["trace"], rtol=1e-3, atol=1e-3 * np.abs(truth["trace"]).max())
+        np.testing.assert_allclose(
+            kept["trace"][0][:6], truth["trace"], rtol=1e-3, atol=1e-3 * np.abs(truth["trace"]).max()
+        )
     settings = kept["curv_scores"][1]["settings"]
     assert settings["data"]["normalization"] == "unit"
     assert set(settings["model"]["source"]) == {"ckpt-1.index", "ckpt-1.data-00000-of-00001"}
@@ -142,7 +145,7 @@ def test_imagenet_model_end_to_end(released, work, capsys, monkeypatch):
     shutil.rmtree(folder / "scores")
     calc_curv_fz_imagenet_models.main([*command, "--shards", "1"])
     assert f"{NAME}: 1 of 3 files scored" in capsys.readouterr().out
-    scored = []
+    scored: list[str] = []
     real = shard_scoring._score_file
 
     def killed(model, name, path, *more):
@@ -223,10 +226,8 @@ def test_several_checkpoints_stop_the_command_with_one_line(work):
     folder, config = work
     checkpoints = folder / "fz_models" / "cifar100-inception" / "0.7" / "0" / "checkpoints"
     (checkpoints / "ckpt-2.index").touch()
-    command = [sys.executable, "calc_curv_fz_models.py", "--config", str(config)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "2 TensorFlow checkpoints (ckpt-1.index, ckpt-2.index)" in result.stderr
+    result = run_script("calc_curv_fz_models.py", "--config", config)
+    assert_refused(result, "0/checkpoints: expected one checkpoint, found 2", "ckpt-1.index, ckpt-2.index")
 
 
 def test_an_index_in_two_files_is_noticed_at_the_merge(work, converted_imagenet, monkeypatch):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import assert_refused, run_script
 
 from libdata.errors import InputError
 from libdata.store import read_sidecar
@@ -18,7 +16,11 @@ from libmodels import tf_checkpoint
 from libmodels.checkpoints import load_model
 from libmodels.tf_checkpoint import TensorFlowReader, convert, converted, find_checkpoint, identify
 
-RUNS = {"small_inception": "small_inception", "resnet50_v1": "fz_models/imagenet-resnet50/0.7/1", "resnet50_v2": "resnet50_v2"}
+RUNS = {
+    "small_inception": "small_inception",
+    "resnet50_v1": "fz_models/imagenet-resnet50/0.7/1",
+    "resnet50_v2": "resnet50_v2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +128,10 @@ def test_another_source_is_refused_by_the_command_and_converted_by_the_cache(rel
 
 def test_missing_tensorflow_is_told(released, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('no tensorflow here')\n")
-    command = [sys.executable, "-m", "libmodels.tf_checkpoint", str(released / "small_inception"), str(tmp_path / "x.pt")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and "ckpt-160" in result.stderr and "no tensorflow here" in result.stderr
+    result = run_script(
+        "-m", "libmodels.tf_checkpoint", released / "small_inception", tmp_path / "x.pt", PYTHONPATH=str(tmp_path)
+    )
+    assert_refused(result, "ckpt-160: cannot convert, TensorFlow does not run here", "no tensorflow here")
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -160,7 +162,12 @@ def test_damaged_checkpoint_is_refused(released, reader, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model/stage2/_body/3/conv3x3/bn/moving_variance/average", "model/conv1/conv/w", "model/stage1/_downsample/bn/scale"]
+    "name",
+    [
+        "model/stage2/_body/3/conv3x3/bn/moving_variance/average",
+        "model/conv1/conv/w",
+        "model/stage1/_downsample/bn/scale",
+    ],
 )
 def test_missing_variable_is_named(inception, name):
     arrays, spec = inception
@@ -177,7 +184,9 @@ def test_missing_variables_that_identify_are_named():
         identify({"other": np.zeros(1)}, Path("run"))
 
 
-@pytest.mark.parametrize("name", ["model/_pred/w", "model/stage3/_body/1/conv1x1/conv/w", "model/conv1/bn/moving_mean/_hidden"])
+@pytest.mark.parametrize(
+    "name", ["model/_pred/w", "model/stage3/_body/1/conv1x1/conv/w", "model/conv1/bn/moving_mean/_hidden"]
+)
 def test_other_shape_is_named(inception, name):
     arrays, spec = inception
     arrays[name] = arrays[name][..., :-1]

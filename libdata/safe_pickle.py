@@ -15,7 +15,7 @@ _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _ALLOWED: dict[tuple[str, str], object] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 _ALLOWED |= {(module, name): getattr(multiarray, name) for module in _MODULES for name in ("_reconstruct", "scalar")}
 
-_ALLOWED["numpy._core.numeric", "_frombuffer"] = numeric._frombuffer
+_ALLOWED["numpy._core.numeric", "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
 
 
 class _Unpickler(pickle.Unpickler):

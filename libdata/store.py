@@ -148,7 +148,7 @@ class Output:
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested settings to dotted keys and values as JSON."""
-    leaves = {}
+    leaves: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
             leaves |= _leaves(value, f"{prefix}{key}.")

@@ -144,6 +144,6 @@ def check_agreement(correct: np.ndarray, recorded: np.ndarray, model_name: str, 
     if agree < MIN_AGREEMENT - margin:
         raise InputError(
             f"{model_name}: agrees with the correctness recorded in aux_arrays.npz on {agree:.2%} of {known.sum()} "
-            f"examples, not on {MIN_AGREEMENT:.0%}: the order or the scale of the data is not the one it was trained with "
-            "(released CIFAR ensembles need the map of libdata.tfds_order)"
+            f"examples, not on {MIN_AGREEMENT:.0%}: the order or the scale of the data is not the one it was trained "
+            "with (released CIFAR ensembles need the map of libdata.tfds_order)"
         )

@@ -63,13 +63,14 @@ class RunArrays:
         values = {"correctness": self.correctness, "prob": self.prob}[value]
         if not values:
             raise InputError(f"the run holds no {value!r} arrays; use correctness")
-        in_mask = np.isin(examples, self.index["train"])
-        out = np.full(len(examples), np.nan)
+        size = int(examples[-1]) + 1 if len(examples) else 0
+        in_mask, out = np.zeros(size, dtype=bool), np.full(size, np.nan)
         for group in ("train", "removed"):
-            there = np.searchsorted(examples, self.index[group])
-            hit = (there < len(examples)) & (examples[np.minimum(there, len(examples) - 1)] == self.index[group])
-            out[there[hit]] = values[group][hit]
-        return in_mask, out
+            inside = self.index[group] < size
+            positions = self.index[group][inside]
+            out[positions] = values[group][inside]
+            in_mask[positions] = group == "train"
+        return in_mask[examples], out[examples]
 
     def to_dict(self) -> dict[str, np.ndarray]:
         """Return the arrays under the names of the layout."""
@@ -182,7 +183,7 @@ def read_run(directory: Path) -> RunArrays:
                 raise InputError(f"{path}: key {key!r} has {len(values)} values for {expected} examples")
             if values.dtype.kind not in "biuf" or (values.size and not (values.min() >= 0 and values.max() <= 1)):
                 raise InputError(f"{path}: key {key!r} should hold values from 0 to 1")
-    both = np.intersect1d(arrays["index_train"], arrays["index_removed"])
+    both = arrays["index_train"][np.isin(arrays["index_train"], arrays["index_removed"])]
     if both.size:
         raise InputError(f"{path}: example {both[0]} is in both index_train and index_removed")
     order = read_tfds_order(directory.parent.parent)
@@ -207,5 +208,6 @@ def _check_positions(path: Path, key: str, array: np.ndarray) -> None:
         raise InputError(f"{path}: key {key!r} should hold whole numbers, found {array.dtype}")
     if array.size and array.min() < 0:
         raise InputError(f"{path}: key {key!r} holds the negative position {array.min()}")
-    if np.unique(array).size != array.size:
+    ordered = np.sort(array)
+    if (ordered[1:] == ordered[:-1]).any():
         raise InputError(f"{path}: key {key!r} holds a position twice")

@@ -84,7 +84,7 @@ class TensorFlowReader:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "arrays.npz")
             try:
-                self._process.stdin.write(f"{prefix.resolve()}\t{out}\n")
+                self._process.stdin.write(json.dumps([str(prefix.resolve()), str(out)]) + "\n")
                 self._process.stdin.flush()
             except BrokenPipeError:
                 pass

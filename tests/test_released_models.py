@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_refused, run_script, write_config
+from conftest import ROOT, assert_refused, run_script, write_config
 
 import calc_curv_fz_imagenet_models
 import calc_curv_fz_models
@@ -178,6 +180,23 @@ def test_imagenet_correctness_is_sonnets(work, converted_imagenet):
     with pytest.raises(InputError, match=rf"{NAME}: agrees with the correctness recorded .* not on 99%"):
         calc_curv_fz_imagenet_models.main(command)
     assert not list(folder.rglob("curv_scores*"))
+
+
+def test_generated_jobs_cover_every_model_once():
+    def lines(*flags):
+        command = ["sh", "scripts/create_imagenet_curve_scorer_jobs.sh", *flags]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return [shlex.split(line) for line in result.stdout.splitlines()]
+
+    published = lines()
+    assert [line[:2] for line in published] == [["python", "calc_curv_fz_imagenet_models.py"]] * 25
+    ranges = [(int(line[-3]), int(line[-1])) for line in published]
+    assert [run for first, last in ranges for run in range(first, last + 1)] == list(range(100))
+    assert published[0][2:] == ["--start_idx", "0", "--stop_idx", "3"]
+    assert lines("--runs", "3", "--runs_per_job", "2", "--shards", "0-255")[1] == [
+        "python", "calc_curv_fz_imagenet_models.py", "--shards", "0-255", "--start_idx", "2", "--stop_idx", "2"
+    ]  # fmt: skip
 
 
 def test_agreement_bound():

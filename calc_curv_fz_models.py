@@ -10,7 +10,8 @@ TensorFlow checkpoints are converted on the way; a model that does not reproduce
 Inputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/ (or a released download under its own name, such as
 cifar100-inception) and the data set under data_dir. Outputs, per model:
 <score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> = <dataset>_<arch>_<ratio>_<run>.
-Models that are scored already are skipped. Measured: about 1 s per model for the small CNN and 2,000 digits.
+Models that are scored already are skipped. Measured on one CPU thread: about 1 s per model for the
+small CNN and 2,000 digits; 0.12 s per example for SmallInception.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def write(folder: Path, runs: int, distinct: int, n_examples: int) -> None:
             continue
         chosen = rng.permutation(n_examples)
         index = {"train": chosen[:n_train], "removed": chosen[n_train:], "test": np.arange(50_000)}
-        arrays = {f"index_{group}": values for group, values in index.items()} | {"subsample_idx": index["train"]}
+        arrays: dict[str, np.ndarray] = {f"index_{group}": values for group, values in index.items()} | {
+            "subsample_idx": index["train"]
+        }
         arrays |= {f"correctness_{group}": rng.random(len(values)) < 0.8 for group, values in index.items()}
         (directory / "aux_arrays.npz").write_bytes(arrays_bytes(**arrays))
         Output(path, {}).save(array_bytes(rng.gamma(0.5, size=n_examples).astype(np.float32)), {})
@@ -103,9 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"2,000 models    {aggregating * 2000 / 60:6.1f} min")
     print(f"peak memory     {peak / 1024:6.0f} MB, {before / 1024:.0f} MB of it before the first model was read")
     published = args.runs * args.examples * (4 + 8 + 8) / 2**20  # scores, masks and correctness, stacked
-    print(
-        f"stacked as in the published notebook: {published:,.0f} MB, {published * 2000 / args.runs:,.0f} MB for 2,000"
-    )
+    print(f"stacked, as published: {published:,.0f} MB, for 2,000 models {published * 2000 / args.runs:,.0f} MB")
 
 
 if __name__ == "__main__":

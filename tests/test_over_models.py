@@ -24,9 +24,8 @@ def test_equals_the_stacked_arrays(seed, n_models, n_examples):
         else:
             assert np.isnan(result.mean[i]) and np.isnan(result.maximum[i])
         if len(held) > 1:
-            np.testing.assert_allclose(
-                result.standard_error[i], held.std(ddof=1) / len(held) ** 0.5, rtol=1e-9, atol=1e-12
-            )
+            expected = held.std(ddof=1) / len(held) ** 0.5
+            np.testing.assert_allclose(result.standard_error[i], expected, rtol=1e-9, atol=1e-12)
         else:
             assert np.isnan(result.standard_error[i])
     assert result.n_models == n_models

@@ -2,7 +2,7 @@
 
     python benchmarks/tfrecords.py [--images 600] [--rounds 5] [--workers 2]
 
-Both get the same file of synthetic photographs (500 x 375, quality 95 as in ILSVRC, about 110 kB each) and the same
+Both get the same file of synthetic photographs (500 x 375, quality 95 as in ILSVRC, about 150 kB each) and the same
 number of threads, each in a process of its own, in turns. tf.data runs the published input pipeline (parse, decode
 with crop, resize, normalise, batch, prefetch) and hands over NumPy arrays transposed for PyTorch, as the published
 script does; ours hands over tensors. The ratio of each round is taken; medians are printed. Then, what other choices

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from libdata import tfds_order
 from libdata.errors import InputError
-from libdata.fz import ensemble_root, read_run, read_tfds_order
+from libdata.fz import ensemble_root, list_ratios, read_run, read_tfds_order
 from libdata.indexed_tfrecords import encode_example, frame
 from libdata.store import read_sidecar
 from libdata.tfds_order import match_images, read_cifar_memorization, read_tfds
@@ -124,6 +124,14 @@ def test_released_names_are_found(tmp_path):
     (tmp_path / "cifar100-inception").mkdir()
     assert ensemble_root(tmp_path, "cifar100", "small_inception") == tmp_path / "cifar100-inception"
     assert ensemble_root(tmp_path, "cifar100", "resnet18") == tmp_path / "cifar100_resnet18"
+
+
+def test_ratios_are_listed_by_their_folders(tmp_path):
+    with pytest.raises(InputError, match=r"ensemble: no such ensemble \(no folders such as 0\.7\)"):
+        list_ratios(tmp_path / "ensemble")
+    for name in ("0.7", "0.25", "notes", "1"):
+        (tmp_path / "ensemble" / name).mkdir(parents=True)
+    assert list_ratios(tmp_path / "ensemble") == ["0.25", "0.7", "1"]
 
 
 def test_memorization_in_either_order(tmp_path):

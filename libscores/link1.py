@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
 from libscores.memorization import RunningMean, add_memorization
+from libscores.over_models import over_models
 from libscores.statistics import (
     SIMILARITIES,
     Estimate,
     PermutationTest,
     bootstrap_interval,
     bootstrap_weights,
+    jackknife_interval,
     permutation_test,
     spearman,
 )
@@ -119,7 +122,7 @@ class Link1:
 
     Attributes:
         memorization: mem(i), (N,).
-        memorization_se: Its standard error, (N,).
+        memorization_se: Its standard error, (N,); NaN if memorization was given.
         curvature: Mean over the models that hold the example, (N,).
         curvature_se: Standard error of that mean, (N,).
         curvature_max: Maximum over the models that hold the example, (N,).
@@ -127,7 +130,7 @@ class Link1:
         similarity: Spearman, Pearson and cosine of mem and mean curvature.
         similarity_max: The same with the maximum.
         disjoint_halves: Spearman's correlation of mem from the even runs and mean curvature from the odd runs,
-            which share no model and so no noise.
+            which share no model and so no noise; NaN if memorization was given.
         permutation: Spearman's correlation against random pairings of the examples.
         slope: Slope of the least-squares line curvature = intercept + slope mem.
         intercept: Its intercept.
@@ -225,6 +228,81 @@ def link1(
     )
 
 
+def link1_of_given(
+    memorization: np.ndarray,
+    runs: Callable[[], Iterable[RunScores]],
+    n_runs: int,
+    *,
+    n_groups: int = 20,
+    n_permutations: int = 999,
+    seed: int = 0,
+) -> Link1:
+    """Compute Link 1 for memorization scores that are given, such as those Feldman and Zhang released.
+
+    The 95 % intervals are a jackknife over groups of models (libscores.statistics.jackknife_interval): they hold
+    the models' share of the curvature's uncertainty, while memorization and the examples are taken as they are.
+    Similarities with the maximum have no interval (NaN), as the jackknife does not hold for maxima. The runs are
+    read twice; memory is a few vectors of length N, whatever the number of runs and groups.
+
+    Args:
+        memorization: mem(i), (N,), NaN where unknown.
+        runs: Called to read all runs again, in the same order; their correctness is not used.
+        n_runs: Number T of runs, at least 2.
+        n_groups: Groups of the jackknife, at least 2; T if there are fewer runs.
+        n_permutations: Random pairings for the control.
+        seed: Seed of the pairings.
+
+    Raises:
+        ValueError: There are fewer than two runs or groups, fewer runs are read than `n_runs`, or fewer than three
+            examples have both scores.
+    """
+    if n_runs < 2 or n_groups < 2:
+        raise ValueError(f"Link 1 needs at least two runs and two groups, found {n_runs} and {n_groups}")
+    n_examples = len(memorization)
+    whole = over_models(((in_mask, curvature) for in_mask, _, curvature in runs()), n_examples)
+    if whole.n_models != n_runs:
+        raise ValueError(f"read {whole.n_models} runs, expected {n_runs}")
+    defined = np.isfinite(memorization) & np.isfinite(whole.mean)
+    if defined.sum() < 3:
+        raise ValueError(f"only {defined.sum()} examples have both scores")
+    statistics = _statistics(memorization, whole.mean, whole.maximum)
+
+    total = whole.count * np.nan_to_num(whole.mean)
+    models = ((in_mask, curvature) for in_mask, _, curvature in runs())
+    left_out = []
+    for group in np.array_split(np.arange(n_runs), min(n_groups, n_runs)):
+        part = over_models(islice(models, len(group)), n_examples)
+        rest = whole.count - part.count
+        mean = np.full(n_examples, np.nan)
+        np.divide(total - part.count * np.nan_to_num(part.mean), rest, out=mean, where=rest > 0)
+        left_out.append(_statistics(memorization, mean))
+
+    def interval(name: str) -> Estimate:
+        return jackknife_interval(statistics[name], np.array([row[name] for row in left_out]))
+
+    mem, curv = memorization[defined], whole.mean[defined]
+    curve = binned_curve(mem, curv)
+    nan = float("nan")
+    return Link1(
+        memorization=np.where(defined, memorization, np.nan),
+        memorization_se=np.full(n_examples, np.nan),
+        curvature=np.where(defined, whole.mean, np.nan),
+        curvature_se=whole.standard_error,
+        curvature_max=np.where(defined, whole.maximum, np.nan),
+        n_undefined=int((~defined).sum()),
+        similarity={name: interval(f"mean {name}") for name in SIMILARITIES},
+        similarity_max={name: Estimate(statistics[f"max {name}"], nan, nan) for name in SIMILARITIES},
+        disjoint_halves=Estimate(nan, nan, nan),
+        permutation=permutation_test(mem, curv, n_permutations, seed),
+        slope=interval("slope"),
+        intercept=interval("intercept"),
+        curve=curve,
+        subpopulation=subpopulation_fit(curve),
+        subpopulation_a=interval("a"),
+        subpopulation_b=interval("b"),
+    )
+
+
 class _Sums:
     """Streaming sums over runs for several sets of run weights."""
 
@@ -250,15 +328,15 @@ class _Sums:
         return np.hypot(self.groups[0].standard_error, self.groups[1].standard_error)
 
 
-def _statistics(mem: np.ndarray, curv: np.ndarray, curv_max: np.ndarray) -> dict[str, float]:
+def _statistics(mem: np.ndarray, curv: np.ndarray, curv_max: np.ndarray | None = None) -> dict[str, float]:
     defined = np.isfinite(mem) & np.isfinite(curv)
-    mem, curv, curv_max = mem[defined], curv[defined], curv_max[defined]
+    columns = {"mean": curv[defined]} | ({} if curv_max is None else {"max": curv_max[defined]})
+    mem, curv = mem[defined], curv[defined]
     line = stats.linregress(mem, curv)
     fit = subpopulation_fit(binned_curve(mem, curv))
     values = {"slope": float(line.slope), "intercept": float(line.intercept), "a": fit.a, "b": fit.b}
     for name, similarity in SIMILARITIES.items():
-        values[f"mean {name}"] = similarity(mem, curv)
-        values[f"max {name}"] = similarity(mem, curv_max)
+        values |= {f"{column} {name}": similarity(mem, values_of) for column, values_of in columns.items()}
     return values
 
 

@@ -66,6 +66,24 @@ def bootstrap_interval(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(value, value - 1.959964 * error, value + 1.959964 * error)
 
 
+def jackknife_interval(value: float, left_out: np.ndarray) -> Estimate:
+    """Return value +- t standard errors by the delete-a-group jackknife, t the 97.5 % point of Student's distribution.
+
+    With G groups and theta_g the statistic without group g, the squared standard error is
+    (G - 1)/G sum_g (theta_g - mean of theta)^2 (Kott, Journal of Official Statistics 17, 2001, Section 2); t has
+    G - 1 degrees of freedom. For statistics that are smooth in means over runs; not for maxima.
+
+    Args:
+        value: The statistic on all runs.
+        left_out: The statistic without each of G >= 2 groups of nearly equal size, shape (G,). The interval is NaN
+            if one of them is.
+    """
+    groups = len(left_out)
+    error = np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2))
+    half = float(stats.t.ppf(0.975, groups - 1) * error)
+    return Estimate(value, value - half, value + half)
+
+
 @dataclass(frozen=True)
 class PermutationTest:
     """Spearman's correlation against random pairings.

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from libscores.link1 import binned_curve, link1, subpopulation_fit
+from libscores.link1 import binned_curve, link1, link1_of_given, subpopulation_fit
 from libscores.memorization import memorization
 from libscores.statistics import (
     bootstrap_interval,
     bootstrap_weights,
     cosine,
+    jackknife_interval,
     pearson,
     permutation_test,
     spearman,
@@ -191,3 +192,94 @@ def test_memory_does_not_grow_with_the_number_of_runs() -> None:
         tracemalloc.stop()
     one_more_run = 17 * n
     assert peaks[1] - peaks[0] < 8 * one_more_run < 56 * one_more_run
+
+
+def given_runs(seed: int, truth: np.ndarray, n_runs: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Runs whose curvature depends on a fixed memorization; every model has a scale of its own."""
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.random(len(truth)) < 0.7, truth, rng.gamma(4, 0.25) * truth + rng.gamma(2, 1, len(truth)))
+        for _ in range(n_runs)
+    ]
+
+
+def test_given_memorization_equals_plain_left_out_groups() -> None:
+    mem = np.random.default_rng(0).random(60)
+    runs = given_runs(1, mem, 11)  # leaving out the third group leaves an example that no model holds
+    mem[7] = np.nan
+    result = link1_of_given(mem, lambda: iter(runs), 11, n_groups=4, n_permutations=99)
+    masks, _, curvatures = (np.stack(part) for part in zip(*runs, strict=True))
+    held = np.where(masks, curvatures, np.nan)
+    ok = np.arange(60) != 7
+    np.testing.assert_allclose(result.curvature[ok], np.nanmean(held, 0)[ok])
+    np.testing.assert_allclose(result.curvature_max[ok], np.nanmax(held, 0)[ok])
+    assert np.isnan(result.curvature[7]) and result.n_undefined == 1
+
+    def plain(rows: np.ndarray) -> list[float]:
+        both = ok & np.isfinite(rows).any(0)
+        x, y = mem[both], np.nanmean(rows[:, both], 0)
+        fit = stats.linregress(x, y)
+        return [stats.spearmanr(x, y).statistic, stats.pearsonr(x, y).statistic, fit.slope, fit.intercept]
+
+    groups = [range(3), range(3, 6), range(6, 9), range(9, 11)]
+    assert (~np.isfinite(np.delete(held, groups[2], axis=0))).all(0).any()
+    without = np.array([plain(np.delete(held, group, axis=0)) for group in groups])
+    half = stats.t.ppf(0.975, 3) * np.sqrt(3 / 4 * ((without - without.mean(0)) ** 2).sum(0))
+    got = [result.similarity["Spearman"], result.similarity["Pearson"], result.slope, result.intercept]
+    np.testing.assert_allclose([e.value for e in got], plain(held))
+    np.testing.assert_allclose([e.high - e.value for e in got], half)
+    np.testing.assert_allclose([e.value - e.low for e in got], half)
+    want = stats.spearmanr(mem[ok], np.nanmax(held, 0)[ok]).statistic
+    assert result.similarity_max["Spearman"].value == pytest.approx(want)
+    assert np.isnan(result.similarity_max["Spearman"].low) and np.isnan(result.disjoint_halves.value)
+
+
+def test_given_memorization_interval_covers_the_expected_correlation() -> None:
+    mem = np.random.default_rng(0).random(200)
+    results = [
+        link1_of_given(mem, partial(given_runs, seed, mem, 30), 30, n_groups=10, n_permutations=1)
+        for seed in range(150)
+    ]
+    for name in ("Spearman", "Pearson", "cosine"):
+        estimates = [result.similarity[name] for result in results]
+        expected = np.mean([estimate.value for estimate in estimates])
+        assert 0.89 < np.mean([estimate.low < expected < estimate.high for estimate in estimates]) < 0.995, name
+
+
+def test_given_memorization_refuses_too_little() -> None:
+    mem = np.full(10, 0.5)
+    with pytest.raises(ValueError, match="two runs and two groups, found 1 and 20"):
+        link1_of_given(mem, lambda: given_runs(0, mem, 1), 1)
+    with pytest.raises(ValueError, match="read 3 runs, expected 4"):
+        link1_of_given(mem, lambda: given_runs(0, mem, 3), 4)
+    with pytest.raises(ValueError, match="only 0 examples have both scores"):
+        link1_of_given(mem * np.nan, lambda: given_runs(0, mem, 3), 3)
+
+
+def test_given_memorization_streams() -> None:
+    n = 20_000
+    mem = np.random.default_rng(0).random(n)
+
+    def read(n_runs: int):
+        rng = np.random.default_rng(0)
+        for _ in range(n_runs):
+            yield rng.random(n) < 0.7, mem, rng.random(n)
+
+    peaks = []
+    for n_runs in (8, 64):
+        tracemalloc.start()
+        link1_of_given(mem, partial(read, n_runs), n_runs, n_permutations=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    vector = 8 * n
+    assert peaks[1] - peaks[0] < vector and peaks[1] < 30 * vector
+
+
+@given(seed=st.integers(0, 10**6), groups=st.integers(2, 30))
+@settings(max_examples=30, deadline=None)
+def test_jackknife_of_a_mean_is_students_interval(seed: int, groups: int) -> None:
+    sample = np.random.default_rng(seed).normal(size=groups)
+    left_out = np.array([np.delete(sample, g).mean() for g in range(groups)])
+    got = jackknife_interval(sample.mean(), left_out)
+    want = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))

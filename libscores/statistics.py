@@ -70,8 +70,9 @@ def jackknife_interval(value: float, left_out: np.ndarray) -> Estimate:
     """Return value +- t standard errors by the delete-a-group jackknife, t the 97.5 % point of Student's distribution.
 
     With G groups and theta_g the statistic without group g, the squared standard error is
-    (G - 1)/G sum_g (theta_g - mean of theta)^2 (Kott, Journal of Official Statistics 17, 2001, Section 2); t has
-    G - 1 degrees of freedom. For statistics that are smooth in means over runs; not for maxima.
+    (G - 1)/G sum_g (theta_g - mean of theta)^2 (Kott, "The Delete-a-Group Jackknife", Journal of Official
+    Statistics 17, 2001); t has G - 1 degrees of freedom. For statistics that are smooth in means over runs; not
+    for maxima.
 
     Args:
         value: The statistic on all runs.

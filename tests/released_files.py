@@ -1,4 +1,7 @@
-"""Small copies of the released data sets, written by the tests: ILSVRC folders, index files, CIFAR-100."""
+"""Small copies of the released data sets and scores, written by the tests.
+
+ILSVRC folders, index files, CIFAR-100, scored ensembles.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from libdata.fz import run_dir
+from libdata.index import index_digest
+from libdata.scores import CURVATURE, fz_model_name, keep_index, score_path
+from libdata.store import Output, array_bytes, arrays_bytes, provenance
 
 SYNSETS = ("n01440764", "n01443537", "n02105855")
 
@@ -68,3 +76,53 @@ def write_cifar100(data_dir: Path, images: dict[str, np.ndarray], labels: dict[s
         rows = images[split].transpose(0, 3, 1, 2).reshape(-1, 3072)
         content = {"data": rows, "fine_labels": labels[split].tolist()}
         (data_dir / "cifar-100-python" / split).write_bytes(pickle.dumps(content))
+
+
+def write_scored_models(
+    root: Path, score_dir: Path, names: tuple[str, str], memorization: np.ndarray, runs: list[int], order: np.ndarray
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Write models as released and their scores as the scoring scripts do; curvature grows with memorization.
+
+    `order` holds the position in the scores of every position in the models' arrays. Returns membership and
+    curvature by run, in the order of the scores.
+    """
+    n = len(memorization)
+    written = {}
+    for run in runs:
+        rng = np.random.default_rng(run)
+        chosen = rng.permutation(n)
+        index = {"train": chosen[: n * 7 // 10], "removed": chosen[n * 7 // 10 :], "test": np.arange(5)}
+        arrays = {f"index_{group}": positions for group, positions in index.items()}
+        arrays["subsample_idx"] = index["train"]
+        for group, positions in index.items():
+            mem = 0.1 if group == "test" else memorization[order[positions]] * (group == "removed")
+            arrays[f"correctness_{group}"] = rng.random(len(positions)) >= mem
+        directory = run_dir(root, "0.7", run)
+        directory.mkdir(parents=True)
+        (directory / "aux_arrays.npz").write_bytes(arrays_bytes(**arrays))
+        mask = np.zeros(n, dtype=bool)
+        mask[order[index["train"]]] = True
+        curvature = (rng.gamma(9, 0.1) * (0.02 + memorization) * rng.lognormal(0, 1, n)).astype(np.float32)
+        settings = {"data": {"index_sha256": index_digest(np.arange(n))}}
+        path = score_path(score_dir, CURVATURE, fz_model_name(*names, "0.7", run), 1e-3)
+        path.parent.mkdir(parents=True)
+        Output(path, settings).save(array_bytes(curvature), provenance())
+        written[run] = mask, curvature
+    keep_index(score_dir, np.arange(n))
+    return written
+
+
+def write_scored_imagenet(
+    folder: Path, n_examples: int, runs: list[int]
+) -> tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Write imagenet_index.npz and scored ResNet-50 models; return memorization and what each model holds."""
+    rng = np.random.default_rng(0)
+    memorization = np.clip(rng.beta(0.3, 1.2, n_examples) + rng.normal(0, 0.02, n_examples), -1, 1).astype(np.float32)
+    files = [f"{SYNSETS[i % len(SYNSETS)]}_{i}.JPEG" for i in rng.permutation(n_examples)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_imagenet_index(folder / "imagenet_index.npz", {"tr": files}, tr_mem=memorization)
+    written = write_scored_models(
+        folder / "fz_models" / "imagenet-resnet50", folder / "scores", ("imagenet", "resnet50"),
+        memorization, runs, np.arange(n_examples),
+    )  # fmt: skip
+    return memorization, written

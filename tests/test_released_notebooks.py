@@ -1,0 +1,106 @@
+"""The notebooks on released memorization, executed as a user executes them, on small scores in the released format."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, write_config
+from released_files import write_cifar100, write_scored_imagenet, write_scored_models
+from scipy import stats
+
+from libdata.store import arrays_bytes
+
+
+def execute(name: str, folder: Path, **parameters: object) -> tuple[str, list[dict]]:
+    """Run a notebook with papermill's parameters; return what it printed and the rows it kept."""
+    flags = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    figures = folder / "figure_dir"
+    result = subprocess.run(
+        ["sh", "scripts/run_notebook.sh", f"notebooks/{name}.ipynb", figures, *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (figures / f"{name}.html").exists()
+    cells = json.loads((figures / f"{name}.ipynb").read_text())["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    printed = "".join("".join(out.get("text", "")) for out in outputs)
+    printed += "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs)
+    results = "link1_imagenet" if "imagenet" in name else "link1"
+    return printed, json.loads((figures / f"results_{results}.json").read_text())
+
+
+def expected_spearman(memorization: np.ndarray, written: dict[int, tuple[np.ndarray, np.ndarray]]) -> float:
+    """Spearman's correlation from the stacked arrays."""
+    held = np.array([np.where(mask, curvature.astype(float), np.nan) for mask, curvature in written.values()])
+    known = np.isfinite(held).any(axis=0)
+    return stats.spearmanr(memorization[known], np.nanmean(held[:, known], axis=0)).statistic
+
+
+def test_imagenet(tmp_path: Path) -> None:
+    memorization, written = write_scored_imagenet(tmp_path, 2000, [0, 1, 2, 4, 5, 7])
+    (tmp_path / "scores" / "imagenet_resnet50_0.7_5" / "curv_scores_imagenet_resnet50_0.7_5_0.001.npy").unlink()
+    del written[5]
+    config = write_config(
+        tmp_path, fz_model_dir="fz_models", score_dir="scores", imagenet_index=tmp_path / "imagenet_index.npz"
+    )
+    printed, rows = execute("analyze_imagenet_curv_fz", tmp_path, config=config, stop_run=9)
+    assert "5 scored models, 2,000 examples" in printed
+    assert "not there or not scored: [3, 5, 6, 8]" in printed
+    assert "n01440764_" in printed and "maximum over models" in printed
+    row, control = rows
+    assert row["value"] == pytest.approx(expected_spearman(memorization, written))
+    assert row["low"] < row["value"] < row["high"] and row["verdict"] == "yes"
+    assert control["low"] < 0 < control["high"]
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "figure_dir" / f"link1_imagenet_resnet50.{suffix}").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory):
+    """CIFAR-100 in torchvision's order; models and released memorization in another, and the map between them."""
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(1)
+    n = 600
+    labels = {"train": rng.integers(0, 100, n), "test": rng.integers(0, 100, 5)}
+    images = {split: rng.integers(0, 256, (len(y), 32, 32, 3), dtype=np.uint8) for split, y in labels.items()}
+    write_cifar100(folder / "data", images, labels)
+    memorization, order = rng.beta(0.3, 1.2, n), rng.permutation(n)
+    root = folder / "fz_models" / "cifar100-inception"
+    names = "cifar100", "small_inception"
+    written = write_scored_models(root, folder / "scores", names, memorization, [0, 1, 2, 3, 5], order)
+    (root / "tfds_order.npz").write_bytes(arrays_bytes(train=order, test=np.arange(5)))
+    matrix = {"tr_mem": memorization[order].astype(np.float32), "tr_labels": labels["train"][order]}
+    np.savez(folder / "cifar100_infl_matrix.npz", **matrix)
+    return folder, memorization.astype(np.float32), written
+
+
+def test_cifar_released_memorization(cifar, tmp_path: Path) -> None:
+    folder, memorization, written = cifar
+    config = write_config(
+        tmp_path, data_dir=folder / "data", fz_model_dir=folder / "fz_models", score_dir=folder / "scores",
+        cifar100_memorization=folder / "cifar100_infl_matrix.npz",
+    )  # fmt: skip
+    parameters = {"memorization_source": "released", "stop_run": 7}
+    printed, rows = execute("analyze_cifar100_curv_fz", tmp_path, config=config, **parameters)
+    assert "5 scored runs, 600 examples" in printed and "not scored: [4, 6]" in printed
+    assert "disjoint halves" not in printed
+    row, control = rows
+    assert row["statistic"] == "Spearman(mem, curvature), released"
+    assert row["value"] == pytest.approx(expected_spearman(memorization, written))
+    assert row["low"] < row["value"] < row["high"] and row["verdict"] == "yes"
+    assert (tmp_path / "figure_dir" / "link1_cifar100_small_inception_examples.png").stat().st_size > 10_000
+
+
+def test_cifar_memorization_of_released_runs_without_probabilities(cifar, tmp_path: Path) -> None:
+    folder, _, _ = cifar
+    dirs = {"data_dir": folder / "data", "fz_model_dir": folder / "fz_models", "score_dir": folder / "scores"}
+    config = write_config(tmp_path, **dirs)
+    printed, rows = execute("analyze_cifar100_curv_fz", tmp_path, config=config, n_resamples=5)
+    assert "5 scored runs, 600 examples" in printed and "disjoint halves" in printed
+    assert {row["statistic"].rsplit(", ", 1)[1] for row in rows} == {"correctness"}

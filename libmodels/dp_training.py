@@ -13,7 +13,8 @@ secure mode needs a package that cannot be installed with this version of PyTorc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,15 +81,16 @@ def seeded_model(spec: ModelSpec, seed: int) -> nn.Module:
         model = spec.build()
     problems = ModuleValidator.validate(model, strict=False)
     if problems:
-        remedy = "; use --norm group" if "group" in spec.options.values() or "norm" in spec.options else ""
+        remedy = "; use --norm group" if "norm" in spec.options else ""
         raise InputError(f"{spec.arch}: not for private training: {str(problems[0]).splitlines()[0]}{remedy}")
     return model
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did: its batch size, and sums over the batch of losses and of correct predictions (tensors)."""
+    """What a step did: its number from 1, batch size, and the batch's sums of losses and of correct predictions."""
 
+    number: int
     size: int
     loss: Tensor
     correct: Tensor
@@ -112,7 +114,8 @@ class DPTrainer:
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, settings: DPSettings, train_on: Tensor | None = None
     ) -> None:
-        self.model, self.images, self.labels, self.settings = model, images, labels, settings
+        self.model = model.to(memory_format=torch.channels_last)  # the faster layout
+        self.images, self.labels, self.settings = images, labels, settings
         self._train_on = torch.arange(len(labels)) if train_on is None else train_on.cpu()
         if not 1 <= settings.batch_size <= len(self._train_on):
             raise InputError(f"--batch_size {settings.batch_size}: there are {len(self._train_on)} training examples")
@@ -134,8 +137,8 @@ class DPTrainer:
             self._gradients = PerExampleGradients(model)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if settings.grad_sample_mode == "hooks":
-            self._hooked = GradSampleModule(model, loss_reduction="sum")
+        hooks = settings.grad_sample_mode == "hooks"
+        self._hooked = GradSampleModule(model, loss_reduction="sum") if hooks else None
 
     def sample(self) -> Tensor:
         """Draw the rows of the next batch; float64 uniforms, so that the rate is q to 2^-53."""
@@ -159,21 +162,26 @@ class DPTrainer:
             if rows is None:
                 self._put_empty()
             else:
-                chunk_loss, chunk_correct = self._put_gradients(self.images[rows], self.labels[rows])
+                chunk_loss, chunk_correct = self._put_gradients(*self._examples(rows))
                 loss += chunk_loss
                 correct += chunk_correct
             self._private.step()
         self.step += 1
         self.empty_batches += not len(batch)
-        return Step(len(batch), loss, correct)
+        return Step(self.step, len(batch), loss, correct)
+
+    def _examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[rows].contiguous(memory_format=torch.channels_last), self.labels[rows]
 
     def _put_gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave a chunk's gradients where the private optimizer looks for them."""
-        if self.settings.grad_sample_mode == "hooks":
+        if self._hooked:
             self._private.zero_grad(set_to_none=True)
             logits = self._hooked(images)
             losses = F.cross_entropy(logits, labels, reduction="none")
-            losses.sum().backward()
+            with warnings.catch_warnings():  # inputs ask for no gradient, and need none
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                losses.sum().backward()
         else:
             sums, losses, logits = self._gradients.clipped_sum(images, labels, self.settings.max_grad_norm)
             for parameter in self._parameters:
@@ -182,8 +190,8 @@ class DPTrainer:
 
     def _put_empty(self) -> None:
         for parameter in self._parameters:
-            if self.settings.grad_sample_mode == "hooks":
-                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+            if self._hooked:
+                setattr(parameter, "grad_sample", parameter.new_zeros((0, *parameter.shape)))  # noqa: B010
             else:
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -192,9 +200,13 @@ class DPTrainer:
 
         The training is not disturbed.
         """
-        self.model.train()
         rows = rows.to(self.images.device)
-        chunks = [self._gradients.norms(self.images[part], self.labels[part]) for part in rows.split(batch_size)]
+        self.model.eval()
+        if self._hooked:
+            self._hooked.disable_hooks()
+        chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
+        if self._hooked:
+            self._hooked.enable_hooks()
         return torch.cat(chunks).cpu()
 
     def state(self) -> dict[str, Any]:
@@ -228,47 +240,58 @@ def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=settings.lr)
 
 
+def read_state(state: Output) -> dict[str, Any] | None:
+    """Return what `train_private` kept of an unfinished training, or None.
+
+    Raises:
+        InputError: It belongs to other settings; the message shows both.
+    """
+    return read_checkpoint(state.path) if state.finished() else None
+
+
 def train_private(
     trainer: DPTrainer,
     state: Output,
     *,
+    kept: dict[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
     save_every: float = 60.0,
     at: Collection[int] = (),
     on_step: Callable[[DPTrainer], object] | None = None,
     report: Callable[[Step], object] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], object] = lambda: False,
 ) -> bool:
     """Take the steps that are left; a killed call, made again, ends in the same weights bit for bit.
 
     Args:
-        trainer: The training; it continues from `state` if that is there.
+        trainer: The training.
         state: Where the unfinished state is kept; the caller removes it once the result is saved.
+        kept: What `read_state` returned; the training goes on from there.
+        extra: Plain values to keep beside the trainer's state, for the caller.
         save_every: Seconds between two saved states; 0 saves after every step.
         at: Numbers of finished steps at which `on_step` is called: 0 is before the first, `steps` the end.
-        on_step: Called with the trainer, in order, at every number in `at` that has not been passed. It may read
-            weights and gradient norms. A call may be repeated after a kill, with the same weights.
+        on_step: Called with the trainer, which it may read but not change. After a kill, calls since the last
+            saved state, and the one at that state, are made again with the same weights.
         report: Called after every step.
-        stopping: Asked after every step; when true, the state is saved and the training left.
+        stopping: Asked before every step; when true, the state is saved and the training left.
 
     Returns:
         Whether all steps are done; false after a stop.
 
     Raises:
-        InputError: The state belongs to other settings, or a weight is no longer finite.
+        InputError: A weight is not finite at the end.
     """
-    if state.finished():
-        trainer.load_state(read_checkpoint(state.path)["trainer"])
-    steps = trainer.settings.steps
+    if kept:
+        trainer.load_state(kept["trainer"])
     saved = time.monotonic()
-    reached = trainer.step  # calls at this step may be repeated: the state was saved after them
     while True:
-        if on_step and trainer.step in at and (trainer.step > reached or trainer.step == 0 or reached == trainer.step):
+        if on_step and trainer.step in at:
             on_step(trainer)
-        stop = stopping()
-        if trainer.step == steps:
+        if trainer.step == trainer.settings.steps:
             break
+        stop = stopping()
         if stop or time.monotonic() - saved >= save_every:
-            state.save(to_bytes({"trainer": trainer.state()}), {})
+            state.save(to_bytes({**(extra or {}), "trainer": trainer.state()}), {})
             saved = time.monotonic()
         if stop:
             return False
@@ -276,5 +299,5 @@ def train_private(
         if report:
             report(step)
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters()):
-        raise InputError(f"the weights are not finite after {steps} steps; lower --lr (now {trainer.settings.lr})")
+        raise InputError(f"the weights are not finite after {trainer.step} steps; lower --lr")
     return True

@@ -8,6 +8,7 @@ same two tensors (book-keeping: Bu et al., arXiv 2210.00038), so no second backw
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ from opacus.utils.tensor_utils import unfold2d
 from torch import Tensor, nn
 
 # Squared norms of the examples' gradients, (B,), and a function from factors (B,) to the weighted gradient sums.
-_LayerGradients = tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]]]
+_LayerGradients = tuple[Tensor, Callable[[Tensor], dict[Tensor, Tensor]]]
+
+# Numbers of a convolution's unfolded input in memory at once: what stays in a CPU's cache, or bounds a GPU's memory.
+_PATCHES_CPU, _PATCHES_GPU = 2**19, 2**27
 
 
 class PerExampleGradients:
@@ -53,7 +57,7 @@ class PerExampleGradients:
 
     def clipped_sum(
         self, images: Tensor, labels: Tensor, max_grad_norm: float
-    ) -> tuple[dict[nn.Parameter, Tensor], Tensor, Tensor]:
+    ) -> tuple[dict[Tensor, Tensor], Tensor, Tensor]:
         """Sum the gradients, each scaled by min(1, C / (its norm + 1e-6)) as Opacus does.
 
         Args:
@@ -66,7 +70,7 @@ class PerExampleGradients:
         """
         layers, losses, logits = self._backward(images, labels)
         factor = (max_grad_norm / (_norms(layers) + 1e-6)).clamp(max=1)
-        sums: dict[nn.Parameter, Tensor] = {}
+        sums: dict[Tensor, Tensor] = {}
         for _, weighted_sums in layers:
             sums |= weighted_sums(factor)
         return sums, losses, logits
@@ -102,7 +106,7 @@ def _norms(layers: list[_LayerGradients]) -> Tensor:
     return torch.stack([squares for squares, _ in layers]).sum(0).sqrt()
 
 
-def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[nn.Module, Tensor, Tensor], _LayerGradients]:
+def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[Any, Tensor, Tensor], _LayerGradients]:
     if all(p.requires_grad for p in layer.parameters()):
         if type(layer) is nn.Linear and inputs.dim() == 2:
             return _linear
@@ -111,7 +115,7 @@ def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[nn.Module, Tensor, T
             and layer.groups == 1
             and layer.padding_mode == "zeros"
             and layer.dilation == (1, 1)
-            and not isinstance(layer.padding, str)
+            and isinstance(layer.padding, tuple)
         ):
             return _conv2d
     return _any_layer
@@ -122,9 +126,9 @@ def _linear(layer: nn.Linear, inputs: Tensor, gradient: Tensor) -> _LayerGradien
     squares = gradient.square().sum(1)
     weight_squares = inputs.square().sum(1) * squares
 
-    def weighted_sums(factor: Tensor) -> dict[nn.Parameter, Tensor]:
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
         scaled = gradient * factor[:, None]
-        sums: dict[nn.Parameter, Tensor] = {layer.weight: scaled.T @ inputs}
+        sums: dict[Tensor, Tensor] = {layer.weight: scaled.T @ inputs}
         return sums if layer.bias is None else sums | {layer.bias: scaled.sum(0)}
 
     return weight_squares if layer.bias is None else weight_squares + squares, weighted_sums
@@ -132,29 +136,36 @@ def _linear(layer: nn.Linear, inputs: Tensor, gradient: Tensor) -> _LayerGradien
 
 @torch.no_grad()
 def _conv2d(layer: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
-    patches = _patches(layer, inputs)  # (B, T, P): T output positions, P values under the kernel
     outer = gradient.flatten(2)  # (B, O, T)
-    positions, values, maps = patches.shape[1], patches.shape[2], outer.shape[1]
-    if positions * (values + maps) < values * maps:
-        gram = torch.bmm(patches, patches.transpose(1, 2)) * torch.bmm(outer.transpose(1, 2), outer)
-        squares = gram.sum((1, 2)).clamp(min=0)
-    else:
-        squares = torch.linalg.vector_norm(torch.bmm(outer, patches), dim=(1, 2)).square()
+    maps, positions = outer.shape[1:]
+    values = layer.weight[0].numel()
+    rows = max(1, (_PATCHES_CPU if inputs.device.type == "cpu" else _PATCHES_GPU) // (positions * values))
+    parts = []
+    for x, b in zip(inputs.split(rows), outer.split(rows), strict=True):
+        patches = _patches(layer, x)  # (rows, T, P): P values under the kernel at T output positions
+        if positions * (values + maps) < values * maps:
+            gram = torch.bmm(patches, patches.transpose(1, 2)) * torch.bmm(b.transpose(1, 2), b)
+            parts.append(gram.sum((1, 2)).clamp(min=0))
+        else:
+            parts.append(torch.linalg.vector_norm(torch.bmm(b, patches), dim=(1, 2)).square())
+    squares = torch.cat(parts)
     if layer.bias is not None:
         squares = squares + outer.sum(2).square().sum(1)
 
-    def weighted_sums(factor: Tensor) -> dict[nn.Parameter, Tensor]:
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
         scaled = gradient * factor[:, None, None, None]
-        weight = torch.nn.grad.conv2d_weight(
-            inputs, layer.weight.shape, scaled, stride=layer.stride, padding=layer.padding
-        )
-        sums: dict[nn.Parameter, Tensor] = {layer.weight: weight}
-        return sums if layer.bias is None else sums | {layer.bias: scaled.sum((0, 2, 3))}
+        biases = None if layer.bias is None else [len(layer.bias)]
+        _, weight, bias = torch.ops.aten.convolution_backward(
+            scaled, inputs, layer.weight, biases, layer.stride, layer.padding, layer.dilation,
+            False, [0, 0], 1, [False, True, layer.bias is not None],
+        )  # fmt: skip
+        sums: dict[Tensor, Tensor] = {layer.weight: weight}
+        return sums if layer.bias is None else sums | {layer.bias: bias}
 
     return squares, weighted_sums
 
 
-def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
+def _patches(layer: Any, images: Tensor) -> Tensor:
     """Return the values under the kernel at every output position, shape (B, T, P), in any order of the P."""
     if images.shape[1] == 1:  # channels last would leave runs of one kernel width to copy
         return unfold2d(
@@ -171,7 +182,7 @@ def _any_layer(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> _LayerGrad
     samples = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], gradient)
     squares = sum(sample.flatten(1).square().sum(1) for sample in samples.values())
 
-    def weighted_sums(factor: Tensor) -> dict[nn.Parameter, Tensor]:
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
         return {p: torch.einsum("n,n...->...", factor, sample) for p, sample in samples.items()}
 
     return squares, weighted_sums

@@ -12,6 +12,7 @@ removed example. Three accountants give an upper bound on epsilon after a number
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import dp_accounting
@@ -53,7 +54,8 @@ def spent_epsilon(
     if steps == 0:
         return 0.0
     if accountant == "pld":
-        return float(_step_pld(noise_multiplier, sample_rate, interval).self_compose(steps).get_epsilon_for_delta(delta))
+        steps_pld = _step_pld(noise_multiplier, sample_rate, interval).self_compose(steps)
+        return float(steps_pld.get_epsilon_for_delta(delta))
     if accountant == "rdp":
         step = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
         return float(RdpAccountant(RDP_ORDERS).compose(step, steps).get_epsilon(delta))
@@ -117,7 +119,7 @@ def pld_interval(epsilon: float) -> float:
     return 1e-4 * max(0.1, min(epsilon, 10), epsilon / 10)
 
 
-def _root(spent, epsilon: float, low: float, high: float, tolerance: float) -> float:
+def _root(spent: Callable[[float], float], epsilon: float, low: float, high: float, tolerance: float) -> float:
     """Return a noise multiplier near the one that spends epsilon, searched in logarithms."""
 
     def gap(value: float) -> float:

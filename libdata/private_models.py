@@ -7,7 +7,8 @@ a sidecar for each. What a model is, its epsilon and its seed are read from the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from libdata import cli
 from libdata.errors import InputError
 from libdata.fz import RunArrays, read_run
 from libdata.store import file_sha256, flatten, read_sidecar
@@ -45,11 +47,6 @@ class PrivateModel:
         return self.folder.name
 
     @property
-    def checkpoint(self) -> Path:
-        """The file of its weights."""
-        return self.folder / "model.pt"
-
-    @property
     def epsilon(self) -> float:
         """The budget it was trained with."""
         return float(self.settings["privacy"]["epsilon"])
@@ -61,62 +58,80 @@ class PrivateModel:
 
     def arrays(self) -> RunArrays:
         """Read which examples it trained on and how it does on all of them."""
-        self._check("aux_arrays.npz")
+        self.file("aux_arrays.npz")
         return read_run(self.folder)
 
     def test_losses(self) -> np.ndarray:
         """Read the loss of every test example, (N,)."""
-        self._check("aux_arrays.npz")
-        with np.load(self.folder / "aux_arrays.npz", allow_pickle=False) as file:
-            return file["loss_test"]
+        with np.load(self.file("aux_arrays.npz"), allow_pickle=False) as arrays:
+            return arrays["loss_test"]
 
-    def _check(self, name: str) -> None:
+    def file(self, name: str = "model.pt") -> Path:
+        """Return one of its files after checking it against its sidecar.
+
+        Raises:
+            InputError: The file is missing, damaged or of another model.
+        """
         path = self.folder / name
         sidecar = read_sidecar(path)
         if sidecar["settings"] != self.settings or not path.exists() or file_sha256(path) != sidecar["sha256"]:
-            raise InputError(f"{path}: missing, damaged or of another model; run the line of train_dp.py again")
+            raise InputError(f"{path}: missing, damaged or of another model; run its line of train_dp.py again")
+        return path
 
 
-def find_private_models(
-    root: Path, dataset: str, arch: str, *, epsilons: Sequence[float] | None = None, suffix: str = "*"
-) -> list[PrivateModel]:
-    """List the finished private models of a data set and architecture, by epsilon and seed.
+def add_model_choice(parser: cli.Parser, datasets: Iterable[str], architectures: Iterable[str]) -> None:
+    """Add the flags that say which private models are meant."""
+    parser.add_argument("--dataset", choices=datasets, default="mnist", help="data set")
+    parser.add_argument("--arch", choices=architectures, default="smallcnn", help="architecture")
+    parser.add_argument("--epsilon", type=cli.positive_float, nargs="+", help="budgets (default: all there are)")
+    parser.add_argument("--seed", type=cli.non_negative_int, nargs="+", help="seeds (default: all there are)")
+    parser.add_argument("--suffix", default="*", help="pattern of the ends of the models' names, such as 'seed_*'")
+
+
+def find_private_models(root: Path, args: cli.Namespace) -> list[PrivateModel]:
+    """List the finished private models that the flags of `add_model_choice` name, by epsilon and seed.
+
+    An epsilon without models is said on stderr and left out.
 
     Args:
         root: private_model_dir.
-        dataset: Name of the data set.
-        arch: Name of the architecture.
-        epsilons: The wanted values; all by default. A value without models is left out.
-        suffix: A pattern such as "seed_*" that the models' suffixes match.
+        args: The flags; `epsilon` and `seed` may be None for all.
 
     Raises:
-        InputError: There is none, two of them are the same run, or they differ in more than epsilon, seed and
-            the examples they were trained on.
+        InputError: There is none, or a sidecar is unreadable.
     """
     models = []
     for path in sorted(root.glob("*/model.pt")):
         sidecar = read_sidecar(path)
         settings = sidecar["settings"]
         try:
-            wanted = settings["data"]["dataset"] == dataset and settings["model"]["arch"] == arch
-            wanted = wanted and fnmatchcase(settings["suffix"], suffix)
-            wanted = wanted and (epsilons is None or settings["privacy"]["epsilon"] in epsilons)
+            wanted = settings["data"]["dataset"] == args.dataset and settings["model"]["arch"] == args.arch
+            wanted = wanted and fnmatchcase(settings["suffix"], args.suffix)
+            wanted = wanted and (args.epsilon is None or settings["privacy"]["epsilon"] in args.epsilon)
+            wanted = wanted and (args.seed is None or settings["seed"] in args.seed)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path.with_suffix('.json')}: not the sidecar of a private model") from error
         if wanted:
             models.append(PrivateModel(path.parent, settings, sidecar.get("provenance", {})))
     if not models:
-        values = "" if epsilons is None else " with epsilon " + ", ".join(f"{value:g}" for value in epsilons)
-        raise InputError(
-            f"{root}: no private model of {dataset} and {arch}{values} and suffix {suffix!r}; see train_dp.py"
-        )
+        kind = [f"suffix {args.suffix!r}"]
+        kind += [f"epsilon {' or '.join(f'{value:g}' for value in args.epsilon)}"] if args.epsilon else []
+        kind += [f"seed {' or '.join(map(str, args.seed))}"] if args.seed else []
+        what = f"{args.dataset} and {args.arch} with {', '.join(kind)}"
+        raise InputError(f"{root}: no private model of {what}; train it with train_dp.py")
     models.sort(key=lambda model: (model.epsilon, model.seed))
-    _check_comparable(models)
+    for epsilon in sorted(set(args.epsilon or ()) - {model.epsilon for model in models}):
+        print(f"{root}: no model with epsilon {epsilon:g}; going on without it", file=sys.stderr)
     return models
 
 
-def _check_comparable(models: Sequence[PrivateModel]) -> None:
-    """Refuse models that a mean over seeds must not mix."""
+def check_comparable(models: Sequence[PrivateModel]) -> None:
+    """Refuse models that a mean over seeds must not mix.
+
+    Raises:
+        InputError: Two of them are the same run, or they differ in more than epsilon, seed and the examples they
+            were trained on.
+    """
     own = ("privacy.epsilon", "seed", "suffix", "train_on.index_sha256")
     seen: dict[tuple[object, ...], PrivateModel] = {}
     first = flatten(models[0].settings)

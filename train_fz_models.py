@@ -12,23 +12,20 @@ was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, NORMALIZATIONS, dataset_size, load_dataset
-from libdata.errors import InputError
-from libdata.fz import RunArrays, run_dir
+from libdata.fz import run_dir
 from libdata.index import read_index
-from libdata.store import Output, arrays_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
-from libmodels.checkpoints import ModelSpec, model_bytes
+from libmodels.checkpoints import ModelSpec
 from libmodels.devices import resolve_device
-from libmodels.training import INIT, SUBSET, SGDSettings, predict, stream_seed, train_sgd
+from libmodels.fz_training import FZTraining
+from libmodels.training import SGDSettings
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -69,56 +66,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     test = load_dataset(args.dataset, "test", config.data_dir, **shape)
     spec = ModelSpec.for_dataset(args.arch, data, **cli.architecture_options(args, ARCHITECTURES))
     sgd = SGDSettings(args.epochs, args.batch_size, args.lr, args.momentum, args.weight_decay)
-    n_train = round(args.ratio * len(data))
-    if not 0 < n_train < len(data):
-        raise InputError(f"--ratio {args.ratio} of {len(data)} examples leaves nothing to train on or nothing removed")
+    training = FZTraining(data, test, spec, sgd, args.ratio, args.seed, device, args.save_every)
 
     root = config.fz_model_dir / f"{args.dataset}_{args.arch}"
-    images, labels = {}, {}
-    for name, part in (("data", data), ("test", test)):
-        images[name], labels[name] = part.images.to(device), part.labels.to(device)
-    bar = cli.progress((args.stop_run - args.start_run) * args.epochs, f"training {root.name}", "epochs")
-    for run in range(args.start_run, args.stop_run):
-        folder = run_dir(root, str(args.ratio), run)
-        settings = {"seed": args.seed, "run": run, "ratio": args.ratio, "sgd": vars(sgd)}
-        settings |= {"data": data.identity(), "model": spec.describe()}
-        with exclusive(folder), exclusive(folder / "checkpoints"):
-            weights = Output(folder / "checkpoints" / "model.pt", settings)
-            arrays = Output(folder / "aux_arrays.npz", settings)
-            state = Output(folder / "checkpoints" / "state.pt", settings)
-            if args.overwrite:
-                state.remove()
-            if weights.finished(overwrite=args.overwrite) and arrays.finished(overwrite=args.overwrite):
+    with cli.progress((args.stop_run - args.start_run) * args.epochs, f"training {root.name}", "epochs") as bar:
+        for run in range(args.start_run, args.stop_run):
+            folder, before = run_dir(root, str(args.ratio), run), bar.n
+
+            def show(epochs: int, before: int = before) -> None:
+                bar.update(before + epochs - bar.n)
+
+            result = training.train(run, folder, overwrite=args.overwrite, on_epoch=show)
+            show(args.epochs)
+            if result is None:
                 print(f"{folder}: finished before, skipped", flush=True)
-                state.remove()
-                bar.update(args.epochs)
-                continue
-            started = time.monotonic()
-            chosen = np.random.default_rng(stream_seed(args.seed, run, SUBSET)).permutation(len(data))
-            rows = {"train": np.sort(chosen[:n_train]), "removed": np.sort(chosen[n_train:])}
-            torch.manual_seed(stream_seed(args.seed, run, INIT))
-            model = spec.build().to(device)
-            subset = torch.from_numpy(rows["train"]).to(device)
-            before = bar.n
-            train_sgd(
-                model, images["data"][subset], labels["data"][subset], sgd, seed=args.seed, run=run,
-                state=state, save_every=args.save_every, on_epoch=lambda n, b=before: bar.update(b + n - bar.n),
-            )  # fmt: skip
-            correct, prob = predict(model, images["data"], labels["data"])
-            test_correct, test_prob = predict(model, images["test"], labels["test"])
-            result = RunArrays(
-                index={group: data.index[r] for group, r in rows.items()} | {"test": test.index},
-                correctness={group: correct[r] for group, r in rows.items()} | {"test": test_correct},
-                prob={group: prob[r] for group, r in rows.items()} | {"test": test_prob},
-                subsample_idx=data.index[rows["train"]],
-            )
-            made_by = provenance(device=str(device), seconds=round(time.monotonic() - started, 3))
-            weights.save(model_bytes(model, spec), made_by)
-            arrays.save(arrays_bytes(**result.to_dict()), made_by)
-            state.remove()
-            accuracy = {group: values.mean() for group, values in result.correctness.items()}
-            print(f"{folder}: accuracy " + ", ".join(f"{group} {a:.4f}" for group, a in accuracy.items()), flush=True)
-    bar.close()
+            else:
+                accuracy = ", ".join(f"{group} {values.mean():.4f}" for group, values in result.correctness.items())
+                print(f"{folder}: accuracy {accuracy}", flush=True)
 
 
 if __name__ == "__main__":

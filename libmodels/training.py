@@ -101,8 +101,12 @@ def train_sgd(
         if not torch.isfinite(total):
             raise InputError(f"run {run}: the loss is not finite in epoch {epoch + 1}; lower --lr (now {settings.lr})")
         if epoch + 1 < settings.epochs and time.monotonic() - saved >= save_every:
-            unfinished = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            unfinished |= {"scheduler": scheduler.state_dict(), "epochs_done": epoch + 1}
+            unfinished = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "epochs_done": epoch + 1,
+            }
             state.save(to_bytes(unfinished), {})
             saved = time.monotonic()
         if on_epoch:

@@ -180,7 +180,7 @@ def _scoring(model: nn.Module, device: torch.device | str) -> Iterator[torch.mem
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layout = torch.channels_last
-    model.to(device=device, memory_format=layout).eval().requires_grad_(False)
+    model.to(device).to(memory_format=layout).eval().requires_grad_(False)
     try:
         yield layout
     finally:

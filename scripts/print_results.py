@@ -12,9 +12,8 @@ def main() -> None:
     for path in sorted(folder.glob("results_*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
             interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
-            rows.append(
-                (row["study"], row["statistic"], f"{row['value']:.3f}", interval, row["published"], row["verdict"])
-            )
+            value = f"{row['value']:.3f}" if row["value"] is not None else "undefined"
+            rows.append((row["study"], row["statistic"], value, interval, row["published"], row["verdict"]))
     header = ("study", "statistic", "here", "95 % CI", "published", "holds here?")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in (header, tuple("-" * width for width in widths), *rows):

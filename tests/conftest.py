@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
+from libdata import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 
 
-def run_script(*args: object, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the repository as a user does and return what it printed."""
-    command = [sys.executable, *map(str, args)]
+def start_script(*args: object, **env: str) -> subprocess.Popen[str]:
+    """Start a script of the repository in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error:::__main__"} | env
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.Popen(
+        [sys.executable, *map(str, args)], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run_script(script: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user does: in a process of its own if `env` is given, else (faster) in this one."""
+    if env:
+        process = start_script(script, *args, **env)
+        out, err = process.communicate(timeout=600)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    name = script.removesuffix(".py").replace("/", ".")
+    out_file, err_file = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out_file), redirect_stderr(err_file):
+        patch.setattr(sys, "argv", [script, *map(str, args)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(importlib.import_module(name).main)
+    return subprocess.CompletedProcess(script, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) -> None:
@@ -69,6 +91,6 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train_fz_models.py", *TRAIN_FLAGS, "--stop_run", "6"),
         ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3"),
     ):
-        result = run_script(*command, "--config", config)
+        result = run_script(*command, "--config", config, OMP_NUM_THREADS="1")
         assert result.returncode == 0, result.stderr
     return folder

@@ -2,7 +2,7 @@
 # $script is the script of the lines; all other flags are passed on to it as they are.
 # shellcheck shell=sh disable=SC2154
 set -eu
-quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
+. "$(dirname -- "$0")/quoted.sh"
 runs=1000 per_job=1 flags=''
 while [ $# -gt 0 ]; do
     case $1 in

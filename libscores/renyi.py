@@ -497,3 +497,75 @@ def trajectory_epsilons(
                 best.realised[:, points] = np.minimum(best.realised[:, points], realised)
         active = active[falling]
     return Epsilons(np.maximum(best.composed, 0.0), np.maximum(best.realised, 0.0))
+
+
+class Account(NamedTuple):
+    """Everything the per-instance study reports of a set of trajectories."""
+
+    cost: np.ndarray
+    """What each measured step adds, shape (S, P); see `composed_cost` for the unit in each convention."""
+    composed: np.ndarray
+    """Total of the costs, shape (P,); in the derived convention a bound on D_a, nats."""
+    holder_exponent: np.ndarray
+    """p of each point, shape (P,)."""
+    realised: np.ndarray
+    """Each run's realised sum, nats, shape (R, P)."""
+    data_independent: float
+    """The same sum for a point with s = 1 throughout, nats."""
+    epsilon_composed: np.ndarray
+    """Shape (P,); NaN in the published convention, whose total is no divergence."""
+    epsilon_realised: np.ndarray
+    """Shape (R, P)."""
+    epsilon_data_independent: float
+
+
+def account(
+    sensitivity: np.ndarray,
+    steps: np.ndarray,
+    total_steps: int,
+    sample_rate: float,
+    noise_multiplier: float,
+    order: float,
+    delta: float,
+    convention: Convention = "derived",
+    interpolate: bool = True,
+    fractional_orders: FractionalOrders = "interpolated",
+) -> Account:
+    """Return composed, realised and data-independent costs and their epsilons.
+
+    Args:
+        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train with the point.
+        steps: Step of each column, shape (S,), increasing, in 0...T.
+        total_steps: T, steps of the whole run.
+        sample_rate: q in [0, 1].
+        noise_multiplier: sigma > 0.
+        order: a >= 2.
+        delta: In (0, 1).
+        convention: "published" composes as the published code does: p is three times the last step, orders count from
+            the first step, and the total is over the measured steps only.
+        interpolate: Totals over all T steps, interpolated between the measured ones; else over the measured ones.
+        fractional_orders: See `composed_cost`.
+
+    Returns:
+        The account. Totals over interpolated steps, and expectations over few runs, are estimates.
+    """
+    s, steps = _check_trajectories(sensitivity, steps, total_steps)
+    weights = interpolation_weights(steps, total_steps) if interpolate else np.ones(steps.size)
+    inputs = (s, steps, total_steps, sample_rate, noise_multiplier)
+    epsilons = trajectory_epsilons(*inputs, delta, weights, fractional_orders)
+    if convention == "derived":
+        composition = compose(*inputs, order, weights, fractional_orders)
+    else:
+        exponent = 3.0 * float(steps[-1])
+        cost = composed_cost(*inputs, order, exponent, convention)
+        composition = Composition(cost, cost.sum(axis=0), np.full(s.shape[2], exponent))
+        epsilons = epsilons._replace(composed=np.full(s.shape[2], math.nan))
+    worst = step_divergence(1.0, sample_rate, noise_multiplier, [order, *EPSILON_ORDERS]) * weights.sum()
+    return Account(
+        *composition,
+        realised=realised_sum(s, sample_rate, noise_multiplier, order, weights),
+        data_independent=float(worst[0]),
+        epsilon_composed=epsilons.composed,
+        epsilon_realised=epsilons.realised,
+        epsilon_data_independent=float(epsilon(worst[1:], EPSILON_ORDERS, delta)[0]),
+    )

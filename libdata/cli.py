@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from libdata.config import DEFAULT_CONFIG
 from libdata.errors import InputError
 
+Namespace = argparse.Namespace
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show every default; keep the lines of the description."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows every default and reports an error in one line."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False)
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
 
     def error(self, message: str) -> NoReturn:
@@ -52,18 +56,53 @@ positive_float = number(float, above=0)
 fraction = number(float, above=0, below=1)
 
 
+def add_device(parser: Parser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+
+
+def add_overwrite(parser: Parser) -> None:
+    """Add --overwrite."""
+    parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
+
+
+def add_run_range(parser: Parser, stop: int | None) -> None:
+    """Add --start_run and --stop_run."""
+    parser.add_argument("--start_run", type=non_negative_int, default=0, help="first run")
+    text = "run to stop before" + (" (default: after the last one there)" if stop is None else "")
+    parser.add_argument("--stop_run", type=non_negative_int, default=stop, help=text)
+
+
+def add_architecture_options(parser: Parser, architectures: Mapping[str, Any]) -> None:
+    """Add a flag for every option that some architecture has."""
+    for name in sorted({name for architecture in architectures.values() for name in architecture.options}):
+        having = {arch: row.options[name] for arch, row in architectures.items() if name in row.options}
+        values = sorted({value for row in having.values() for value in row})
+        text = "; ".join(f"{arch}: {' or '.join(row)}, {row[0]} by default" for arch, row in having.items())
+        parser.add_argument(f"--{name}", choices=values, default=argparse.SUPPRESS, help=text)
+
+
+def architecture_options(args: Namespace, architectures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the architecture options that were given on the command line."""
+    names = {name for architecture in architectures.values() for name in architecture.options}
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+class _LogLines(tqdm):
+    """A progress report for logs: whole lines, nothing redrawn."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        line = str(self) if msg is None else msg
+        if line:
+            print(line, file=self.fp, flush=True)
+
+
 def progress(total: int, description: str, unit: str) -> tqdm:
-    """Return a bar that redraws on a terminal and writes a line every 30 s to a log."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        file=sys.stderr,
-        mininterval=0.1 if terminal else 30,
-        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} spent, {remaining} left\n",
-        leave=terminal,
-    )
+    """Return a bar that redraws on a terminal, or writes a line every 30 s where stderr is a log."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=description, unit=unit, leave=False)
+    form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} spent, {remaining} left"
+    return _LogLines(total=total, desc=description, unit=unit, leave=False, mininterval=30, delay=30, bar_format=form)
 
 
 def run(main: Callable[[], object]) -> NoReturn:

@@ -103,7 +103,9 @@ def _read_cifar(kind: type[tv.CIFAR10], label_key: str, data_dir: Path, split: s
         except (TypeError, KeyError) as error:
             raise InputError(f"{path}: lacks the keys 'data' and {label_key!r}") from error
         if pixels.dtype != np.uint8 or pixels.shape != (len(classes), 3072):
-            raise InputError(f"{path}: expected uint8 pixels of shape ({len(classes)}, 3072), found {pixels.dtype} {pixels.shape}")
+            raise InputError(
+                f"{path}: expected uint8 pixels of shape ({len(classes)}, 3072), found {pixels.dtype} {pixels.shape}"
+            )
         images.append(pixels.reshape(-1, 3, 32, 32))
         labels.append(classes)
     return np.concatenate(images), np.concatenate(labels)
@@ -125,7 +127,10 @@ DATASETS = {
         lambda d, s: _read_cifar(tv.CIFAR10, "labels", d, s), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),
     "cifar100": _Source(
-        lambda d, s: _read_cifar(tv.CIFAR100, "fine_labels", d, s), 100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+        lambda d, s: _read_cifar(tv.CIFAR100, "fine_labels", d, s),
+        100,
+        (0.5071, 0.4866, 0.4409),
+        (0.2673, 0.2564, 0.2762),
     ),
 }
 NORMALIZATIONS = ("unit", "standard")

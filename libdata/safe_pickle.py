@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
-from numpy._core import multiarray  # the home of the two reconstruction functions that pickles of arrays name
+from numpy._core import multiarray, numeric  # the homes of the functions that pickles of arrays name
 
 from libdata.errors import InputError
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_ALLOWED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+_ALLOWED: dict[tuple[str, str], object] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 _ALLOWED |= {(module, name): getattr(multiarray, name) for module in _MODULES for name in ("_reconstruct", "scalar")}
+
+_ALLOWED["numpy._core.numeric", "_frombuffer"] = numeric._frombuffer
 
 
 class _Unpickler(pickle.Unpickler):
@@ -21,10 +23,12 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a NumPy array constructor") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is not a NumPy array constructor"
+            ) from None
 
 
-def load(file: BinaryIO, path: str | Path, encoding: str = "ASCII") -> object:
+def load(file: IO[bytes], path: str | Path, encoding: str = "ASCII") -> object:
     """Read one pickled object that consists of NumPy arrays and plain containers.
 
     Args:

@@ -118,12 +118,15 @@ class Output:
         if kept["settings"] != wanted:
             if overwrite:
                 return False
+            there, asked = _leaves(kept["settings"]), _leaves(wanted)
             differences = [
-                f"{key}: {_show(kept['settings'], key)} there, {_show(wanted, key)} asked for"
-                for key in sorted({*kept["settings"], *wanted})
-                if _show(kept["settings"], key) != _show(wanted, key)
+                f"{key}: {there.get(key, 'nothing')} there, {asked.get(key, 'nothing')} asked for"
+                for key in sorted({*there, *asked})
+                if there.get(key) != asked.get(key)
             ]
-            raise InputError(f"{self.path}: made with other settings ({'; '.join(differences)}); --overwrite replaces it")
+            raise InputError(
+                f"{self.path}: made with other settings ({'; '.join(differences)}); --overwrite replaces it"
+            )
         return kept["sha256"] == file_sha256(self.path)
 
     def save(self, content: bytes, made_by: Mapping[str, Any]) -> None:
@@ -137,9 +140,21 @@ class Output:
         write_atomic(self.sidecar, (json.dumps(sidecar, indent=2, sort_keys=True) + "\n").encode())
         write_atomic(self.path, content)
 
+    def remove(self) -> None:
+        """Delete the file, then its sidecar, where they are there."""
+        self.path.unlink(missing_ok=True)
+        self.sidecar.unlink(missing_ok=True)
 
-def _show(settings: Mapping[str, Any], key: str) -> str:
-    return json.dumps(settings[key]) if key in settings else "nothing"
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested settings to dotted keys and values as JSON."""
+    leaves: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = json.dumps(value)
+    return leaves
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

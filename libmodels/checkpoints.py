@@ -37,15 +37,14 @@ class ModelSpec:
     options: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def for_dataset(arch: str, data: Dataset, **options: str | None) -> ModelSpec:
-        """Describe a network for a data set; options left None take the architecture's default."""
+    def for_dataset(arch: str, data: Dataset, **options: str) -> ModelSpec:
+        """Describe a network for a data set; options not given take the architecture's default."""
         known = ARCHITECTURES[arch].options
         chosen = {name: values[0] for name, values in known.items()}
         for name, value in options.items():
-            if value is not None:
-                if name not in known:
-                    raise InputError(f"--{name} {value}: architecture {arch!r} has no such option")
-                chosen[name] = value
+            if value not in known.get(name, ()):
+                raise InputError(f"--{name} {value}: architecture {arch!r} has no such option")
+            chosen[name] = value
         return ModelSpec(arch, data.num_classes, data.in_channels, data.name, data.normalization, chosen)
 
     @property

@@ -44,7 +44,10 @@ class ResNet18(nn.Module):
         widths = (64, 64, 128, 256, 512)
         blocks: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
-            blocks += [_BasicBlock(before, after, 1 if before == after else 2, norm), _BasicBlock(after, after, 1, norm)]
+            blocks += [
+                _BasicBlock(before, after, 1 if before == after else 2, norm),
+                _BasicBlock(after, after, 1, norm),
+            ]
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(512, num_classes)
 

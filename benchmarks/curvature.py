@@ -1,0 +1,103 @@
+"""Time libscores.curvature beside the published procedure and the least work it could do.
+
+    python benchmarks/curvature.py [--arch resnet18 lenet5] [--examples N] [--rounds R] [--threads T]
+
+The published procedure (arXiv 2402.18726) computes, for each of ten probes, the gradient at x again together
+with the one at x + hv, of the batch-mean loss, with parameters that ask for gradients and signs set in a Python
+loop, and reads the inner products off the diagonal of a full B x B matrix product. The floor is n + 1 bare
+forward and input-backward passes in our layout: gradients at x and at x + h v_k cannot be had for less.
+All three see the same model, data and probes in one run; the ratio of each round is taken, and their median
+printed. The scores agree after the conversion h / B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libmodels import ARCHITECTURES, build_model
+from libscores.curvature import curvature, rademacher
+
+H, N_PROBES = 1e-3, 10
+
+
+def published(model: nn.Module, x: Tensor, y: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Score one batch the published way; `signs` (n, B, C, H, W) holds 0 and 1 as drawn."""
+    model.eval()
+    criterion = nn.CrossEntropyLoss()
+    norm, inner = torch.zeros(len(x)), torch.zeros(len(x))
+    for drawn in signs:
+        v = drawn.clone()
+        for row in v:
+            row[row == 0] = -1
+        v = H * (v + 1e-7)
+        x.requires_grad_()
+        loss_shifted = criterion(model(x + v), y)
+        loss = criterion(model(x), y)
+        difference = torch.autograd.grad(loss_shifted - loss, x)[0]
+        norm += difference.reshape(len(x), -1).norm(dim=1).detach()
+        inner += torch.diag(v.reshape(len(x), -1) @ difference.reshape(len(x), -1).T).detach()
+    return norm / len(signs), inner / len(signs)
+
+
+def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Do n + 1 forward and input-backward passes and nothing else."""
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    for _ in range(N_PROBES + 1):
+        torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print, for each architecture, seconds and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=["resnet18", "lenet5"], choices=ARCHITECTURES)
+    parser.add_argument("--examples", type=int, default=128, help="batch size B (default 128)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed (default 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default all)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(f"B = {args.examples}, n = {N_PROBES}, h = {H}, {args.threads} threads, {args.rounds} rounds, medians")
+    for arch in args.arch:
+        torch.manual_seed(0)
+        channels = 1 if arch == "lenet5" else 3
+        model = build_model(arch, num_classes=10, in_channels=channels).eval()
+        x, y = torch.rand(args.examples, channels, 32, 32), torch.randint(10, (args.examples,))
+        examples = np.arange(args.examples)
+        signs = torch.from_numpy(rademacher(0, examples, N_PROBES, tuple(x.shape[1:]))).transpose(0, 1)
+        drawn = ((signs + 1) // 2).float()
+
+        seconds = np.empty((args.rounds + 1, 3))
+        for row in seconds:
+            model.to(memory_format=torch.contiguous_format).requires_grad_(True)
+            start = time.perf_counter()
+            norm, inner = published(model, x.clone(), y, drawn)
+            row[0] = time.perf_counter() - start
+            model.to(memory_format=torch.channels_last).requires_grad_(False)
+            start = time.perf_counter()
+            ours = curvature(model, x, y, examples, h=H, n_probes=N_PROBES, batch_size=args.examples)
+            row[1] = time.perf_counter() - start
+            start = time.perf_counter()
+            bare_passes(model, x.clone(), y)
+            row[2] = time.perf_counter() - start
+        seconds = seconds[1:]
+        agree = [
+            np.abs(theirs.numpy() * args.examples / scale / mine - 1).max()
+            for theirs, scale, mine in ((norm, H, ours.curvature), (inner, H * H, ours.trace))
+        ]
+        medians = np.median(seconds, axis=0)
+        ratio, floor = np.median(seconds[:, 0] / seconds[:, 1]), np.median(seconds[:, 1] / seconds[:, 2])
+        print(
+            f"{arch}: published {medians[0]:.3f} s, ours {medians[1]:.3f} s ({ratio:.2f} times as fast), "
+            f"bare passes {medians[2]:.3f} s (ours takes {floor:.3f} of that); "
+            f"largest relative difference after conversion: curvature {agree[0]:.1e}, trace {agree[1]:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()

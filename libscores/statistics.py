@@ -1,0 +1,94 @@
+"""Measures of agreement of two scores and their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with a confidence interval of level 0.95."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Spearman's rank correlation of two scores, each of shape (N,); ties get mean ranks."""
+    return pearson(stats.rankdata(a), stats.rankdata(b))
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation of two scores, each of shape (N,); NaN where one is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    return cosine(a, b)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the cosine of the angle between two scores, each of shape (N,); NaN where one is zero."""
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm > 0 else float("nan")
+
+
+SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "Spearman": spearman,
+    "Pearson": pearson,
+    "cosine": cosine,
+}
+
+
+def bootstrap_weights(n_runs: int, n_resamples: int, seed: int) -> np.ndarray:
+    """Draw bootstrap resamples of runs as counts, shape (n_resamples, n_runs), every row summing to n_runs."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs), size=n_resamples).astype(np.float64)
+
+
+def bootstrap_interval(value: float, resampled: np.ndarray) -> Estimate:
+    """Return value +- 1.96 bootstrap standard errors.
+
+    The standard interval (Efron, Tibshirani 1993, chapter 12) and not percentiles: resampling runs adds noise to
+    the scores, which attenuates their correlation, so the resampled values centre below the estimate.
+
+    Args:
+        value: The statistic on all runs.
+        resampled: The statistic on every resample, shape (R,); NaN where undefined.
+    """
+    finite = resampled[np.isfinite(resampled)]
+    error = float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
+    return Estimate(value, value - 1.959964 * error, value + 1.959964 * error)
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """Spearman's correlation against random pairings.
+
+    Attributes:
+        value: The correlation.
+        null_low: 2.5 % point of the correlation of random pairings.
+        null_high: 97.5 % point.
+        p_value: Two-sided, (1 + pairings at least as extreme) / (1 + pairings).
+    """
+
+    value: float
+    null_low: float
+    null_high: float
+    p_value: float
+
+
+def permutation_test(a: np.ndarray, b: np.ndarray, n_permutations: int, seed: int) -> PermutationTest:
+    """Compare Spearman's correlation of a and b, each of shape (N,), with that of a and shuffled b."""
+    rng = np.random.default_rng(seed)
+    ranks_a, ranks_b = stats.rankdata(a), stats.rankdata(b)
+    value = pearson(ranks_a, ranks_b)
+    null = np.array([pearson(ranks_a, rng.permutation(ranks_b)) for _ in range(n_permutations)])
+    low, high = np.quantile(null, [0.025, 0.975])
+    p_value = (1 + np.count_nonzero(np.abs(null) >= abs(value))) / (1 + n_permutations)
+    return PermutationTest(value, float(low), float(high), float(p_value))

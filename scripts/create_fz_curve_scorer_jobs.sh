@@ -1,0 +1,6 @@
+#!/bin/sh
+# Print the job lines that score the models of an ensemble (calc_curv_fz_models.py).
+#   sh scripts/create_fz_curve_scorer_jobs.sh [--runs N] [--runs_per_job M] [flags of calc_curv_fz_models.py] > jobs.sh
+# N is 1000 by default and M is 1.
+script=calc_curv_fz_models.py
+. "$(dirname -- "$0")/run_ranges.sh"

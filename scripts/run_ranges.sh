@@ -1,0 +1,27 @@
+# Sourced by the generators of ensemble jobs: read --runs and --runs_per_job, print one line per range of runs.
+# $script is the script of the lines; all other flags are passed on to it as they are.
+# shellcheck shell=sh disable=SC2154
+set -eu
+quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
+runs=1000 per_job=1 flags=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --runs | --runs_per_job)
+            case ${2:-} in
+                '' | *[!0-9]* | 0) echo "$(basename -- "$0"): $1 ${2:-}: not a positive whole number" >&2; exit 2 ;;
+            esac
+            if [ "$1" = --runs ]; then runs=$2; else per_job=$2; fi
+            shift 2
+            ;;
+        --start_run | --stop_run) echo "$(basename -- "$0"): $1 is set by --runs and --runs_per_job" >&2; exit 2 ;;
+        -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;;
+        *) flags="$flags $(quoted "$1")"; shift ;;
+    esac
+done
+start=0
+while [ "$start" -lt "$runs" ]; do
+    stop=$((start + per_job))
+    [ "$stop" -le "$runs" ] || stop=$runs
+    printf 'python %s%s --start_run %d --stop_run %d\n' "$script" "$flags" "$start" "$stop"
+    start=$stop
+done

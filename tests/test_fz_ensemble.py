@@ -1,0 +1,285 @@
+"""Training and scoring an ensemble through the shipped scripts: layout, kills, refusals."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    DATA,
+    ENSEMBLE_FLAGS,
+    TRAIN_FLAGS,
+    assert_refused,
+    run_script,
+    start_script,
+    tree,
+    write_config,
+)
+
+from libdata.datasets import load_dataset
+from libdata.errors import InputError
+from libdata.fz import list_runs, read_run
+from libdata.index import index_digest, load_array
+from libdata.scored_ensemble import ScoredEnsemble
+from libdata.scores import KINDS, index_path, score_path
+from libdata.store import load_scores, read_sidecar
+from libmodels.checkpoints import load_model
+from libscores.curvature import curvature
+from libscores.memorization import memorization
+
+
+def test_layout_holds_what_the_models_do(ensemble: Path) -> None:
+    root = ensemble / "fz_model_dir" / "mnist_smallcnn"
+    assert list_runs(root, "0.7", 0, None) == list(range(6))
+    data, test = (load_dataset("mnist", split, DATA) for split in ("train", "test"))
+    subsets = []
+    for run in range(6):
+        arrays = read_run(root / "0.7" / str(run))
+        subsets.append(tuple(arrays.subsample_idx))
+        assert len(arrays.index["train"]) == 140 and len(arrays.index["removed"]) == 60
+        np.testing.assert_array_equal(arrays.examples, np.arange(200))
+        np.testing.assert_array_equal(arrays.index["test"], np.arange(10_000))
+        model, spec = load_model(root / "0.7" / str(run) / "checkpoints" / "model.pt")
+        assert spec.arch == "smallcnn" and spec.normalization == "unit"
+        for group, split in (("train", data), ("removed", data), ("test", test)):
+            index = torch.from_numpy(arrays.index[group])
+            with torch.no_grad():
+                logits = model(split.images[index])
+            labels = split.labels[index]
+            np.testing.assert_array_equal(arrays.correctness[group], logits.argmax(1) == labels)
+            prob = torch.exp(-torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+            np.testing.assert_allclose(arrays.prob[group], prob, atol=1e-5)
+    assert len(set(subsets)) == 6
+
+
+def test_scores_are_the_estimator_on_the_saved_models(ensemble: Path) -> None:
+    data = load_dataset("mnist", "train", DATA, index=np.arange(200))
+    name = "mnist_smallcnn_0.7_2"
+    model, _ = load_model(ensemble / "fz_model_dir/mnist_smallcnn/0.7/2/checkpoints/model.pt")
+    want = curvature(model, data.images, data.labels, data.index, n_probes=3)
+    for kind, array in zip(KINDS, (want.curvature, want.trace, data.labels.numpy()), strict=True):
+        path = score_path(ensemble / "score_dir", kind, name, 1e-3)
+        assert path == ensemble / "score_dir" / name / f"{kind}_{name}_0.001.npy"
+        got, sidecar = load_scores(path)
+        np.testing.assert_allclose(got, array, rtol=1e-5)
+        settings = sidecar["settings"]
+        assert settings["h"] == 1e-3 and settings["n_probes"] == 3 and settings["model_name"] == name
+        digest = settings["data"]["index_sha256"]
+        np.testing.assert_array_equal(load_array(index_path(ensemble / "score_dir", digest)), np.arange(200))
+        assert digest == index_digest(np.arange(200))
+        assert {"commit", "versions", "seconds", "device", "batch_size"} <= sidecar["provenance"].keys()
+
+
+def test_a_second_run_skips_and_other_settings_are_refused(ensemble: Path) -> None:
+    config, before = ensemble / "config.json", tree(ensemble)
+    for command in (
+        ("train_fz_models.py", *TRAIN_FLAGS, "--stop_run", "6"),
+        ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3", "--batch_size", "64"),
+    ):
+        result = run_script(*command, "--config", config)
+        assert result.returncode == 0 and result.stdout.count("skipped") == 6
+    refused = run_script("train_fz_models.py", *TRAIN_FLAGS, "--lr", "0.2", "--config", config)
+    assert_refused(refused, "sgd.lr: 0.1 there, 0.2 asked for", "--overwrite")
+    refused = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "4", "--config", config)
+    assert_refused(refused, "n_probes: 3 there, 4 asked for", "--overwrite")
+    assert tree(ensemble) == before
+
+
+def test_split_over_jobs_gives_the_same_bytes(ensemble: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    for start, stop in ((4, 6), (0, 4)):
+        span = ("--start_run", start, "--stop_run", stop, "--config", config)
+        assert run_script("train_fz_models.py", *TRAIN_FLAGS, *span).returncode == 0
+        assert run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3", *span).returncode == 0
+    for folder in ("fz_model_dir", "score_dir"):
+        assert tree(tmp_path / folder) == tree(ensemble / folder)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(ensemble: Path, tmp_path: Path) -> None:
+    config, rng = write_config(tmp_path), random.Random(4)
+    commands = {
+        "fz_model_dir": ["train_fz_models.py", *TRAIN_FLAGS, "--stop_run", 6, "--save_every", 0, "--config", config],
+        "score_dir": ["calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", 3, "--config", config],
+    }
+    for folder, command in commands.items():
+        target = tmp_path / folder
+
+        def times(target: Path = target) -> list[tuple[Path, int]]:
+            return [(path, path.stat().st_mtime_ns) for path in target.rglob("*") if path.exists()]
+
+        for _ in range(4):
+            process = start_script(*command)
+            before = times()
+            while times() == before:
+                assert process.poll() is None, "it finished before it could be killed"
+            time.sleep(rng.random() * 0.3)
+            process.kill()
+            process.wait()
+            for path in target.rglob("*.np[yz]"):
+                np.load(path, allow_pickle=False)
+        result = run_script(*command)
+        assert result.returncode == 0, result.stderr
+        assert tree(target) == tree(ensemble / folder)
+
+
+def test_state_of_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    command = ["train_fz_models.py", *TRAIN_FLAGS, "--epochs", "400", "--stop_run", "1", "--save_every", "0"]
+    process = start_script(*command, "--config", config)
+    state = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0/checkpoints/state.pt"
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert_refused(run_script(*command, "--lr", "0.2", "--config", config), "state.pt", "lr: 0.1 there, 0.2 asked for")
+    again = run_script("train_fz_models.py", *TRAIN_FLAGS, "--stop_run", "1", "--overwrite", "--config", config)
+    assert again.returncode == 0 and not state.exists()
+
+
+def test_diverging_training_is_stopped_and_named(tmp_path: Path) -> None:
+    result = run_script(
+        "train_fz_models.py", *TRAIN_FLAGS, "--lr", "1e38", "--stop_run", "1", "--config", write_config(tmp_path)
+    )
+    assert_refused(result, "run 0", "not finite", "--lr")
+
+
+@pytest.mark.parametrize(
+    ("flags", "mentions"),
+    [
+        (["--ratio", "1.0"], ["--ratio", "1.0", "< 1"]),
+        (["--ratio", "0"], ["--ratio", "0", "> 0"]),
+        (["--ratio", "nan"], ["--ratio", "nan"]),
+        (["--subset", "1"], ["--ratio 0.7", "1 examples"]),
+        (["--subset", "60001"], ["60001", "60000"]),
+        (["--subset", "no.npy"], ["no.npy"]),
+        (["--device", "cuda:7"], ["cuda:7", "not available"]),
+        (["--device", "abacus"], ["abacus", "not available"]),
+        (["--norm", "group"], ["--norm group", "smallcnn"]),
+        (["--lr", "-1"], ["--lr", "-1"]),
+        (["--epochs", "two"], ["--epochs", "two"]),
+    ],
+)
+def test_train_refuses_bad_input_before_any_work(tmp_path: Path, flags: list[str], mentions: list[str]) -> None:
+    config = write_config(tmp_path)
+    assert_refused(run_script("train_fz_models.py", *flags, "--config", config), *mentions)
+    assert not (tmp_path / "fz_model_dir").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--h", "0"], ["--h", "-0.1"], ["--n_probes", "0"], ["--temp", "0"], ["--device", "cuda:7"]]
+)
+def test_score_refuses_bad_input_before_any_work(ensemble: Path, tmp_path: Path, flags: list[str]) -> None:
+    config = write_config(tmp_path, fz_model_dir=str(ensemble / "fz_model_dir"))
+    assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, *flags, "--config", config), *flags[1:])
+    assert not (tmp_path / "score_dir").exists()
+
+
+def rewrite(path: Path, **changes: np.ndarray | None) -> None:
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files} | changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "mention"),
+    [
+        ({"correctness_train": None}, "'correctness_train' is missing"),
+        ({"correctness_removed": np.ones(3, bool)}, "'correctness_removed' has 3 values for 60"),
+        ({"index_train": np.array([object()])}, "'index_train' cannot be read"),
+        ({"index_removed": np.array([0, 0])}, "'index_removed' holds a position twice"),
+        ({"index_test": np.array([-1])}, "negative position -1"),
+        ({"index_test": np.array([0.5])}, "whole numbers"),
+        ({"index_removed": np.arange(200)}, "'correctness_removed' has 60 values for 200"),
+        ({"prob_test": np.full(10_000, 1.5)}, "from 0 to 1"),
+        ({"prob_test": None}, "not all of prob_train"),
+        ({"subsample_idx": np.zeros((2, 2), int)}, "one-dimensional"),
+    ],
+)
+def test_damaged_runs_are_refused_with_file_and_key(ensemble: Path, tmp_path: Path, change: dict, mention: str) -> None:
+    shutil.copy(ensemble / "fz_model_dir/mnist_smallcnn/0.7/0/aux_arrays.npz", tmp_path)
+    rewrite(tmp_path / "aux_arrays.npz", **change)
+    with pytest.raises(InputError, match=mention) as error:
+        read_run(tmp_path)
+    assert str(tmp_path / "aux_arrays.npz") in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])
+def test_files_that_are_no_archive_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "aux_arrays.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"aux_arrays\.npz"):
+        read_run(tmp_path)
+
+
+def test_an_example_cannot_be_both_seen_and_removed(ensemble: Path, tmp_path: Path) -> None:
+    shutil.copy(ensemble / "fz_model_dir/mnist_smallcnn/0.7/0/aux_arrays.npz", tmp_path)
+    with np.load(tmp_path / "aux_arrays.npz") as file:
+        shared = np.concatenate([file["index_train"][:1], file["index_removed"][1:]])
+    rewrite(tmp_path / "aux_arrays.npz", index_removed=shared)
+    with pytest.raises(InputError, match="both index_train and index_removed"):
+        read_run(tmp_path)
+
+
+def test_an_ensemble_without_runs_is_refused(ensemble: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), "no such ensemble")
+    (tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0").mkdir(parents=True)
+    assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), "no finished run")
+    config = write_config(tmp_path, fz_model_dir=str(ensemble / "fz_model_dir"))
+    result = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--start_run", "6", "--config", config)
+    assert_refused(result, "no finished run")
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_checkpoints_that_carry_code_or_do_not_fit_are_refused(ensemble: Path, tmp_path: Path) -> None:
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir")
+    config = write_config(tmp_path)
+    path = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0/checkpoints/model.pt"
+    good = torch.load(path, weights_only=True)
+    short = dict(list(good["state_dict"].items())[:-1])
+    for content in ({"spec": Trap()}, good | {"state_dict": short}, good | {"spec": {"arch": "lenet5"}}, [1]):
+        torch.save(content, path)
+        result = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config)
+        assert_refused(result, path)
+        assert "unpickled" not in result.stdout
+    path.unlink()
+    assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), path)
+
+
+def test_saved_runs_and_scores_feed_the_mathematics(ensemble: Path) -> None:
+    found = ScoredEnsemble.find(
+        ensemble / "fz_model_dir", ensemble / "score_dir", "mnist", "smallcnn", "0.7", stop_run=8, value="prob"
+    )
+    assert found.runs == list(range(6)) and found.missing == [6, 7]
+    runs = list(found.read())
+    scores = memorization([(inside, value) for inside, value, _ in runs], 200)
+    by_hand = np.full(200, np.nan)
+    arrays = [read_run(ensemble / "fz_model_dir/mnist_smallcnn/0.7" / str(run)) for run in range(6)]
+    for i in range(200):
+        seen = [a.prob["train"][a.index["train"] == i][0] for a in arrays if i in a.index["train"]]
+        not_seen = [a.prob["removed"][a.index["removed"] == i][0] for a in arrays if i in a.index["removed"]]
+        if seen and not_seen:
+            by_hand[i] = np.mean(seen, dtype=float) - np.mean(not_seen, dtype=float)
+    np.testing.assert_allclose(scores.score, by_hand, atol=1e-6)
+    assert read_sidecar(ensemble / "score_dir/mnist_smallcnn_0.7_0/trace_mnist_smallcnn_0.7_0_0.001.npy")
+
+
+def test_unscored_ensembles_and_foreign_scores_are_named(ensemble: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model of .* is scored"):
+        ScoredEnsemble.find(ensemble / "fz_model_dir", tmp_path, "mnist", "smallcnn", "0.7")
+    shutil.copytree(ensemble / "score_dir", tmp_path / "s")
+    path = tmp_path / "s/mnist_smallcnn_0.7_3/curv_scores_mnist_smallcnn_0.7_3_0.001.json"
+    path.write_text(path.read_text().replace(index_digest(np.arange(200)), index_digest(np.arange(199))))
+    found = ScoredEnsemble.find(ensemble / "fz_model_dir", tmp_path / "s", "mnist", "smallcnn", "0.7")
+    with pytest.raises(InputError, match="other examples than run 0"):
+        list(found.read())

@@ -1,11 +1,14 @@
-#!/usr/bin/env python3
-"""Per-instance Rényi accounting of gradient-norm files: what each point's presence costs DP-SGD.
+"""Per-instance privacy: what the presence of each point costs DP-SGD, from the norms of its gradient.
 
-Claim: most points cost far less than the data-independent guarantee (Thudi et al., arXiv 2307.00310).
-Command: python renyi_per_instance_sum_compo.py sensitivity/res/res1.csv sensitivity/res/res2.csv
-In: result files of sensitivity/compute_sensitivity.py, or the published ones; all runs of one experiment together.
-Out: <output_dir>/<name>.csv, `point,step,Privacy cost`, and <name>_totals.csv, one row per point.
-Runtime: 410,000 rows (1,000 points, 41 steps, 10 runs) take about 3 s on one CPU core, most of it reading.
+    python renyi_per_instance_sum_compo.py sensitivity/res/res1.csv sensitivity/res/res2.csv
+
+Composes the Rényi divergences of the steps in expectation over runs (after Thudi et al., USENIX Security 2024,
+arXiv 2307.00310) and puts beside it what each run spent and the data-independent cost. All runs of one experiment go
+in together.
+
+Inputs: result files of sensitivity/compute_sensitivity.py, or the published ones. Outputs, each with a JSON sidecar:
+<output_dir>/<name>.csv, `point,step,Privacy cost`, and <name>_totals.csv, a row per point. Measured: 410,000 rows
+(1,000 points, 41 steps, 10 runs) in 3 s on one CPU core, most of it reading and writing.
 """
 
 from __future__ import annotations
@@ -21,57 +24,54 @@ from libdata.sensitivity_results import DISTANCE_UNITS, STEP_COST, read_results,
 from libscores import renyi
 
 
-def parser() -> cli.Parser:
-    """Return the command line."""
-    flags = cli.Parser(__doc__)
-    flags.add_argument("files", nargs="+", type=Path, help="result files, one or more runs each")
-    flags.add_argument("--alpha", type=cli.number(float, at_least=2), default=8.0, help="Rényi order")
-    flags.add_argument("--delta", type=cli.fraction, default=1e-5, help="delta of the (epsilon, delta) columns")
-    flags.add_argument("--convention", choices=("derived", "published"), default="derived", help="composition formula")
-    flags.add_argument(
-        "--distance_unit",
-        choices=DISTANCE_UNITS,
-        default=DISTANCE_UNITS[0],
-        help="unit of `distance (sum)`: clipped norm / batch size as saved, or taken for the norm as one reader did",
+def parse(argv: Sequence[str] | None) -> cli.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("files", nargs="+", type=Path, help="result files, one or more runs in each")
+    parser.add_argument("--alpha", type=cli.number(float, at_least=2), default=8.0, help="Rényi order")
+    parser.add_argument("--delta", type=cli.fraction, default=1e-5, help="delta of the epsilon columns")
+    parser.add_argument(
+        "--convention", choices=("derived", "published"), default="derived", help="how steps are composed"
     )
-    flags.add_argument(
-        "--fractional_orders",
-        choices=("interpolated", "rounded_up"),
-        default="interpolated",
-        help="divergence at the fractional orders of the composition",
-    )
-    flags.add_argument("--measured_only", action="store_true", help="add up the measured steps, not all by interpolation")
-    flags.add_argument("--total_steps", type=cli.positive_int, help="steps of a run (default: from the files)")
-    flags.add_argument("--output_dir", type=Path, help="default: compo_res beside the first file's directory")
-    flags.add_argument("--name", help="name of the output (default: compo_<file>, or compo_res_all for several)")
-    flags.add_argument("--overwrite", action="store_true", help="replace an output made with other settings")
-    return flags
+    parser.add_argument(
+        "--distance_unit", choices=DISTANCE_UNITS, default="batch_mean",
+        help="unit of `distance (sum)`: norm / batch size, as it is saved, or the norm, as one published reader has it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fractional_orders", choices=("interpolated", "rounded_up"), default="interpolated",
+        help="divergence at the fractional orders the derived composition meets",
+    )  # fmt: skip
+    parser.add_argument("--measured_only", action="store_true", help="total over measured steps, not interpolated")
+    parser.add_argument("--total_steps", type=cli.positive_int, help="steps of a run (default: from the files)")
+    parser.add_argument("--output_dir", type=Path, help="default: compo_res beside the first file's directory")
+    parser.add_argument("--name", help="default: compo_<file>, or compo_res_all for several files")
+    cli.add_overwrite(parser)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read result files, account, save the costs and the totals."""
-    args = parser().parse_args(argv)
+    """Read the result files, do the accounting, save costs and totals."""
+    args = parse(argv)
     started = time.monotonic()
     results = read_results(args.files, args.distance_unit, total_steps=args.total_steps)
     name = args.name or ("compo_res_all" if len(args.files) > 1 else f"compo_{args.files[0].stem}")
     directory = args.output_dir or args.files[0].resolve().parent.parent / "compo_res"
-    chosen = ("alpha", "delta", "convention", "distance_unit", "fractional_orders", "measured_only")
+    flags = ("alpha", "delta", "convention", "distance_unit", "fractional_orders", "measured_only")
     settings = {
-        **{flag: getattr(args, flag) for flag in chosen},
-        "inputs": {path.name: store.file_sha256(path) for path in args.files},
+        **{flag: getattr(args, flag) for flag in flags},
+        "input_sha256": [store.file_sha256(path) for path in args.files],
         "runs": len(results.runs),
-        "measured_steps": len(results.steps),
+        "measured_steps": results.steps.size,
         "total_steps": results.total_steps,
         "sample_rate": results.sample_rate,
         "noise_multiplier": results.noise_multiplier,
-        "max_grad_norm": results.max_grad_norm,
-        "estimate": "expectations over the runs at hand"
-        + ("" if args.measured_only else "; costs between measured steps interpolated"),
+        "estimate": "expectations are over the runs at hand"
+        + ("" if args.measured_only else "; costs between measured steps are interpolated"),
     }
     with store.exclusive(directory):
         outputs = [store.Output(directory / f"{name}{part}.csv", settings) for part in ("", "_totals")]
         if all([output.finished(overwrite=args.overwrite) for output in outputs]):
-            print(f"{outputs[0].path}: already made with these settings")
+            print(f"{outputs[1].path}: already made with these settings")
             return
         account = renyi.account(
             results.sensitivity, results.steps, results.total_steps, results.sample_rate, results.noise_multiplier,
@@ -95,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "epsilon realised max": account.epsilon_realised.max(axis=0),
             "epsilon data-independent": np.full(points.size, account.epsilon_data_independent),
         }
-        made_by = store.provenance(seconds=round(time.monotonic() - started, 3), runs=results.runs)
+        made_by = store.provenance(seconds=round(time.monotonic() - started, 3), files=[str(f) for f in args.files])
         for output, columns in zip(outputs, (costs, totals), strict=True):
             output.save(table_bytes(columns), made_by)
-            print(f"saved {output.path}")
     print(f"{points.size} points, {len(results.runs)} runs, {steps.size} of {results.total_steps} steps measured")
+    print(f"costs of steps in {outputs[0].path}, totals in {outputs[1].path}")
 
 
 if __name__ == "__main__":

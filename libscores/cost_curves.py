@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
-from scipy.stats import rankdata
+
+from libscores.statistics import spearman
 
 METHODS = ("linear", "offset", "neural_network", "pchip")
 
@@ -174,12 +175,15 @@ def evaluate(
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.abs(predicted_total - total) / total
         needs_all = method == "offset" and len(curves) < every
-        result[method] = predicted, CurveErrors(
-            unused_error=float(np.abs(predicted - truth)[unused].mean() / truth[unused].mean()),
-            total_error=float(np.nanmedian(relative)),
-            total_bias=float(predicted_total.sum() / total.sum() - 1),
-            spearman=float(np.corrcoef(rankdata(predicted_total), rankdata(total))[0, 1]),
-            saved=0.0 if needs_all else 1 - kept.size / steps.size,
+        result[method] = (
+            predicted,
+            CurveErrors(
+                unused_error=float(np.abs(predicted - truth)[unused].mean() / truth[unused].mean()),
+                total_error=float(np.nanmedian(relative)),
+                total_bias=float(predicted_total.sum() / total.sum() - 1),
+                spearman=spearman(predicted_total, total),
+                saved=0.0 if needs_all else 1 - kept.size / steps.size,
+            ),
         )
     return result
 
@@ -192,5 +196,5 @@ def _hat(steps: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def _check(steps: np.ndarray, measured: np.ndarray, kept: np.ndarray) -> None:
     if kept.size == 0 or np.any(np.diff(steps) <= 0) or np.any(np.diff(kept) <= 0) or measured.shape[:1] != kept.shape:
         raise ValueError(
-            f"expected increasing steps and positions and one row each, got {steps.shape}, {kept.shape}, {measured.shape}"
+            f"expected increasing steps and positions and a row each, got {steps.shape}, {kept.shape}, {measured.shape}"
         )

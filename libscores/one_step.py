@@ -1,9 +1,10 @@
 """Per-instance guarantees of one DP-SGD step whose update depends on the rest of the batch.
 
 Thudi et al., arXiv 2307.00310: the Rényi divergence of the mean update rule and the (epsilon, delta) guarantee, as
-the code beside the paper evaluates them; docs/renyi_composition.md proves both. A step draws a batch B from the other points, joins the point
-with probability q, and releases the update u(B) plus Gaussian noise. The guarantees run from training with the point
-to training without it; the other direction costs at most epsilon = -ln(1 - q), as P >= (1 - q) Q.
+the code beside the paper evaluates them; docs/renyi_composition.md proves both. A step draws a batch B from the
+other points, joins the point with probability q, and releases the update u(B) plus Gaussian noise. The guarantees run
+from training with the point to training without it; the other direction costs at most epsilon = -ln(1 - q), as
+P >= (1 - q) Q.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def one_step_epsilon(
 
         epsilon = ln( 1 - q + (q A)^(p/(p-1)) (delta/2)^(-1/(p-1)) ),
 
-    as in the code beside arXiv 2307.00310, at the p that makes it least; p = infinity gives ln(1 - q + q max_B e^epsilon_B)
-    with epsilon_B at delta/q. The published code fixes p = 1e4 and takes the classical epsilon_B.
+    as in the code beside arXiv 2307.00310, at the p that makes it least; p = infinity gives
+    ln(1 - q + q max_B e^epsilon_B) with epsilon_B at delta/q. The published code fixes p = 1e4 and takes the
+    classical epsilon_B.
 
     Args:
         sensitivity: ||u(B with x) - u(B)|| in units of C (sum) or C/B (mean) for n batches, shape (n, P), >= 0.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights, spearman
 
 RANK_METRICS = ("spearman", "kendall", "mean_rank_shift")
 
@@ -42,7 +44,7 @@ def rank_agreement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     shift = float(np.abs(ranks[0] - ranks[1]).mean())
     if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
         return np.array([math.nan, math.nan, shift])
-    return np.array([np.corrcoef(*ranks)[0, 1], stats.kendalltau(*ranks).statistic, shift])
+    return np.array([spearman(before, after), stats.kendalltau(*ranks).statistic, shift])
 
 
 def cost_ratios(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -82,93 +84,181 @@ def trajectory_similarity(before: np.ndarray, after: np.ndarray) -> TrajectorySi
         return TrajectorySimilarity(cosine(before, after), np.where(constant, math.nan, correlation), distance)
 
 
-def prediction_agreement(before: np.ndarray, after: np.ndarray) -> float:
-    """Return the share of equal entries of two arrays of predictions (or of correctness), of one shape."""
+def agreement_of_outcomes(before: np.ndarray, after: np.ndarray) -> float:
+    """Return how often a run of each experiment agree on a yes-or-no outcome, such as a correct prediction.
+
+    Args:
+        before: Share of the runs with the outcome, each in [0, 1], any shape.
+        after: The same for the other experiment, same shape.
+
+    Returns:
+        Mean of b a + (1 - b)(1 - a); with one run on each side, the share of equal entries.
+    """
     if before.shape != after.shape or before.size == 0:
         raise ValueError(f"expected two non-empty arrays of one shape, got {before.shape} and {after.shape}")
-    return float((before == after).mean())
+    return float((before * after + (1 - before) * (1 - after)).mean())
 
 
-class Interval(NamedTuple):
-    """A statistic with its confidence interval; each of the statistic's shape."""
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def bootstrap_over_runs(
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+def over_runs(
+    statistic: Callable[[np.ndarray, np.ndarray], Sequence[float]],
     before: np.ndarray,
     after: np.ndarray,
     paired: bool,
-    resamples: int = 200,
+    n_resamples: int = 200,
     seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Return a statistic of two sets of runs with an interval for what as many new runs would give.
+) -> list[Estimate]:
+    """Return statistics of two experiments averaged over runs, with bootstrap intervals over the runs.
 
-    value -+ t * se * sqrt(R/(R-1)), se the standard deviation over bootstrap resamples of the runs and t Student's
-    quantile at R - 1 degrees of freedom. Percentiles of the resamples would not do: resampled runs repeat, which adds
-    noise and pulls every agreement of averages down, so that the percentile interval of a rank correlation often
-    misses its own estimate.
+    The intervals say where as many new runs of each would put the number; they are NaN with a single run.
 
     Args:
-        statistic: Takes runs before (R, ...) and after (R', ...), returns an array; averaging over runs is its job.
-        before: The first experiment's runs, shape (R, ...).
-        after: The second experiment's runs, shape (R', ...).
-        paired: Run r of both shares its seed, so both resample alike; needs R = R'.
-        resamples: Number of bootstrap resamples.
+        statistic: Takes the two averages, returns numbers.
+        before: Any quantity of each run, shape (R, ...).
+        after: The same quantity in the other experiment, shape (R', ...).
+        paired: Run r of both shares its seed, so both are resampled alike; needs R = R'.
+        n_resamples: Bootstrap resamples of the runs.
         seed: Seed of the resampling.
-        level: Coverage, in (0, 1).
-
-    Returns:
-        Value, low and high; low and high are NaN with fewer than two runs on either side.
     """
     if paired and len(before) != len(after):
         raise ValueError(f"paired runs must be equally many, got {len(before)} and {len(after)}")
-    value = np.asarray(statistic(before, after), dtype=np.float64)
-    runs = min(len(before), len(after))
-    if runs < 2:
-        return Interval(value, np.full_like(value, math.nan), np.full_like(value, math.nan))
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        first = generator.integers(len(before), size=len(before))
-        second = first if paired else generator.integers(len(after), size=len(after))
-        draws.append(statistic(before[first], after[second]))
-    half = stats.t.ppf((1 + level) / 2, runs - 1) * np.std(draws, axis=0, ddof=1) * math.sqrt(runs / (runs - 1))
-    return Interval(value, value - half, value + half)
+
+    def value(weights_before: np.ndarray, weights_after: np.ndarray) -> np.ndarray:
+        mean_before = np.tensordot(weights_before / len(before), before, axes=1)
+        return np.asarray(statistic(mean_before, np.tensordot(weights_after / len(after), after, axes=1)))
+
+    draws = bootstrap_weights(len(before), n_resamples, seed)
+    other_draws = draws if paired else bootstrap_weights(len(after), n_resamples, seed + 1)
+    resampled = np.array([value(*pair) for pair in zip(draws, other_draws, strict=True)])
+    n_runs = min(len(before), len(after))
+    return [
+        bootstrap_interval(float(number), column, n_runs)
+        for number, column in zip(value(np.ones(len(before)), np.ones(len(after))), resampled.T, strict=True)
+    ]
 
 
-def mean_rank_agreement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return `rank_agreement` of the costs averaged over runs, (R, P) and (R', P)."""
-    return rank_agreement(before.mean(axis=0), after.mean(axis=0))
-
-
-def split_half_agreement(runs: np.ndarray, splits: int = 50, seed: int = 0) -> np.ndarray:
-    """Return the mean `rank_agreement` between two disjoint halves of the same experiment's runs.
+def split_half_agreement(runs: np.ndarray, n_splits: int = 50, seed: int = 0) -> np.ndarray:
+    """Return the mean `rank_agreement` between two disjoint halves of one experiment's runs.
 
     What retraining alone does to the ranking, with nothing removed: the yardstick for a removal. Halves average half
     as many runs, so it is a little pessimistic.
 
     Args:
         runs: Total cost of each run and point, shape (R, P), R >= 2.
-        splits: Random splits averaged over.
+        n_splits: Random splits averaged over.
         seed: Seed of the splits.
     """
     if len(runs) < 2:
         raise ValueError(f"needs at least 2 runs, got {len(runs)}")
     generator = np.random.default_rng(seed)
     half = len(runs) // 2
-    agreements = []
-    for _ in range(splits):
-        order = generator.permutation(len(runs))
-        agreements.append(mean_rank_agreement(runs[order[:half]], runs[order[half : 2 * half]]))
-    return np.mean(agreements, axis=0)
+    orders = [generator.permutation(len(runs)) for _ in range(n_splits)]
+    return np.mean(
+        [rank_agreement(runs[o[:half]].mean(axis=0), runs[o[half : 2 * half]].mean(axis=0)) for o in orders], axis=0
+    )
 
 
-def permuted_agreement(before: np.ndarray, after: np.ndarray, permutations: int = 200, seed: int = 0) -> np.ndarray:
-    """Return the mean `rank_agreement` after shuffling which point is which: the negative control, 0 for rho and tau."""
+def permuted_agreement(before: np.ndarray, after: np.ndarray, n_permutations: int = 200, seed: int = 0) -> np.ndarray:
+    """Return the mean `rank_agreement` after shuffling which point is which, the negative control."""
     generator = np.random.default_rng(seed)
-    return np.mean([rank_agreement(before, generator.permutation(after)) for _ in range(permutations)], axis=0)
+    return np.mean([rank_agreement(before, generator.permutation(after)) for _ in range(n_permutations)], axis=0)
+
+
+def select_points(
+    points: np.ndarray, costs: np.ndarray, count: int, which: Literal["cheapest", "dearest", "random"], seed: int = 0
+) -> np.ndarray:
+    """Choose the points of a removal experiment or of its controls.
+
+    Args:
+        points: Position of each point in the data set, shape (P,).
+        costs: Their total costs, shape (P,); equal costs go by position.
+        count: Number to choose, 1...P.
+        which: The cheapest, the dearest, or random ones.
+        seed: Seed of the random choice.
+
+    Returns:
+        The points, shape (count,): cheapest first, dearest first, or in rising position.
+    """
+    if not 1 <= count <= points.size:
+        raise ValueError(f"cannot choose {count} of {points.size} points")
+    if which == "random":
+        return np.sort(np.random.default_rng(seed).choice(np.sort(points), count, replace=False))
+    ranked = points[np.lexsort((points, costs))]
+    return ranked[:count] if which == "cheapest" else ranked[::-1][:count]
+
+
+def compare_rankings(before: np.ndarray, after: np.ndarray, removed: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Return every number two rankings alone can give.
+
+    Args:
+        before: Total costs of the shared points before, shape (P,).
+        after: Their total costs after, shape (P,).
+        removed: Costs before of the points that are gone, shape (M,), M >= 0; they shift the unadjusted ranks.
+        seed: Seed of the permuted control.
+    """
+    values = dict(zip(RANK_METRICS, rank_agreement(before, after).tolist(), strict=True))
+    unadjusted = cost_ranks(np.concatenate([before, removed]))[: before.size]
+    control = permuted_agreement(before, after, seed=seed)
+    ratios = cost_ratios(before, after)
+    return {
+        **values,
+        "mean_rank_shift_unadjusted": float(np.abs(unadjusted - cost_ranks(after)).mean()),
+        **{f"cost_ratio_{percent}_percent": float(np.percentile(ratios, percent)) for percent in (5, 50, 95)},
+        "total_cost_ratio": float(after.sum() / before.sum()) if before.sum() > 0 else math.nan,
+        **{f"{name}_of_permuted_points": value for name, value in zip(RANK_METRICS, control.tolist(), strict=True)},
+    }
+
+
+class Runs(NamedTuple):
+    """One experiment's runs, restricted to the points that are compared."""
+
+    costs: np.ndarray
+    """Total cost of each run and point, shape (R, P)."""
+    norms: np.ndarray
+    """Gradient norm of each run, step and point, clipped or not, shape (R, S, P)."""
+    correct: np.ndarray
+    """Whether the point was classified correctly, 0 or 1, shape (R, S, P)."""
+    accuracy: np.ndarray
+    """Test accuracy at the end of each run, shape (R,)."""
+
+
+def compare_runs(
+    before: Runs, after: Runs, paired: bool, n_resamples: int = 200, seed: int = 0
+) -> dict[str, Estimate | float]:
+    """Return every metric of two experiments that needs their runs, with intervals over runs.
+
+    Costs, norms and correctness are averaged over runs first. `..._between_halves_before` is the yardstick that
+    retraining alone sets; it needs two runs before.
+
+    Args:
+        before: The first experiment.
+        after: The second, on the same points and steps.
+        paired: See `over_runs`.
+        n_resamples: Bootstrap resamples of the runs.
+        seed: Seed of the resampling.
+    """
+
+    def costs(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [*rank_agreement(first, second).tolist(), float(np.median(cost_ratios(first, second)))]
+
+    def trajectories(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [float(np.nanmedian(values)) for values in trajectory_similarity(first, second)]
+
+    def outcomes(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [agreement_of_outcomes(first, second)]
+
+    def accuracies(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [float(first), float(second), float(second - first)]
+
+    table: dict[str, Estimate | float] = {}
+    for names, statistic, quantity in (
+        ([*(f"{name}_realised" for name in RANK_METRICS), "median_cost_ratio_realised"], costs, "costs"),
+        (["trajectory_cosine", "trajectory_correlation", "trajectory_distance"], trajectories, "norms"),
+        (["correctness_agreement"], outcomes, "correct"),
+        (["accuracy_before", "accuracy_after", "accuracy_change"], accuracies, "accuracy"),
+    ):
+        estimates = over_runs(statistic, getattr(before, quantity), getattr(after, quantity), paired, n_resamples, seed)
+        table |= zip(names, estimates, strict=True)
+    if len(before.costs) > 1:
+        halves = split_half_agreement(before.costs, seed=seed).tolist()
+        table |= {f"{name}_between_halves_before": value for name, value in zip(RANK_METRICS, halves, strict=True)}
+    return table

@@ -9,10 +9,11 @@ without it). Throughout, a sensitivity s = min(||g||, C)/C is in [0, 1], and `st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 Convention = Literal["derived", "published"]
@@ -30,7 +31,7 @@ _EXPONENT_LIMIT = 600.0
 
 
 def step_divergence(
-    sensitivity: np.ndarray, sample_rate: float, noise_multiplier: float, order: float | Sequence[float]
+    sensitivity: ArrayLike, sample_rate: float, noise_multiplier: float, order: ArrayLike
 ) -> np.ndarray:
     """Return the Rényi divergence of one DP-SGD step (sum update rule) for a point of given sensitivity.
 
@@ -61,11 +62,13 @@ def step_divergence(
     if s.size and not (s.min() >= 0 and s.max() <= 1):
         raise ValueError(f"sensitivities must be in [0, 1], got {s.min()} to {s.max()}")
 
+    if sample_rate == 0:
+        return np.zeros(orders.shape + s.shape)
     distinct = np.unique(orders)
     log_weights = np.full((distinct.size, distinct[-1] - 1), -np.inf)
     for row, a in enumerate(distinct.tolist()):
         k = np.arange(2, a + 1)
-        log_binomial = np.array([math.log(math.comb(a, j)) for j in k.tolist()])
+        log_binomial = np.array([math.log(math.comb(a, j)) for j in range(2, a + 1)])
         log_weights[row, : a - 1] = log_binomial + special.xlogy(k, sample_rate) + special.xlog1py(a - k, -sample_rate)
 
     flat = s.reshape(-1)
@@ -80,11 +83,11 @@ def step_divergence(
     return divergence.reshape(orders.shape + s.shape)
 
 
-def whole_orders(order: float | Sequence[float]) -> np.ndarray:
+def whole_orders(order: ArrayLike) -> np.ndarray:
     """Return orders rounded up to whole numbers, int64; raises ValueError on one below 2 or not finite."""
     orders = np.asarray(order, dtype=np.float64)
     if orders.size == 0 or not (np.all(np.isfinite(orders)) and orders.min() >= 2):
-        raise ValueError(f"order must be at least 2 and finite, got {order}")
+        raise ValueError(f"order must be at least 2 and finite, got {orders}")
     return np.ceil(orders).astype(np.int64)
 
 
@@ -115,8 +118,8 @@ def _log_moments(x: np.ndarray, orders: np.ndarray, log_weights: np.ndarray) -> 
     limits = _EXPONENT_LIMIT / (orders * (orders - 1) / 2)
     large = np.flatnonzero(x > limits[-1])
     if large.size:
-        k = np.arange(2, orders[-1] + 1)
-        exponents = (k * (k - 1) / 2)[:, None] * x[large]
+        terms_of = np.arange(2, orders[-1] + 1)
+        exponents = (terms_of * (terms_of - 1) / 2)[:, None] * x[large]
         log_growths = exponents + np.log(-np.expm1(-exponents))
         for row, a in enumerate(orders.tolist()):
             here = x[large] > limits[row]
@@ -281,7 +284,8 @@ def _best_composition(
 ) -> Composition:
     weights = np.ones(steps.size) if step_weights is None else step_weights
     to_go = np.maximum(total_steps - 1 - steps, 0)
-    growths = _LOG_GROWTHS[_LOG_GROWTHS <= math.log((orders[-1] - 1) / (order - 1))]
+    most = math.log((orders[-1] - 1) / (order - 1))
+    growths = _LOG_GROWTHS[most >= _LOG_GROWTHS]
     candidates = -1 / np.expm1(-growths / (total_steps - 1)) if total_steps > 1 else np.empty(0)
     best: Composition | None = None
     for exponent in [math.inf, *candidates.tolist()]:
@@ -384,7 +388,7 @@ def realised_sum(
     sensitivity: np.ndarray,
     sample_rate: float,
     noise_multiplier: float,
-    order: float | Sequence[float],
+    order: ArrayLike,
     step_weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return each run's own sum over steps of D_a(s_t): individual accounting.
@@ -411,7 +415,7 @@ def realised_sum(
     return total.reshape(orders.shape + total.shape[1:])
 
 
-def epsilon(divergence: np.ndarray, orders: Sequence[float], delta: float) -> tuple[np.ndarray, np.ndarray]:
+def epsilon(divergence: np.ndarray, orders: ArrayLike, delta: float) -> tuple[np.ndarray, np.ndarray]:
     """Turn Rényi divergences at several orders into the least epsilon of (epsilon, delta)-privacy.
 
     epsilon = min_a [ D_a + ln((a-1)/a) - (ln delta + ln a)/(a-1) ], not below 0: theorem 21 of Balle, Barthe,

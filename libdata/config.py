@@ -24,6 +24,8 @@ class Config:
     """Ensembles in the Feldman-Zhang layout: <dataset>_<arch>/<ratio>/<run>/."""
     private_model_dir: Path
     """Private models: <dataset>_<arch>_eps_<epsilon>_<suffix>/model.pt, aux_arrays.npz and their sidecars."""
+    sensitivity_dir: Path
+    """Per-instance study: res/ (gradient norms), models/ (checkpoints), compo_res/ (costs)."""
     score_dir: Path
     """Scores: <model name>/curv_scores_<model name>_<h>.npy and their sidecars."""
     figure_dir: Path

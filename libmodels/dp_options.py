@@ -23,8 +23,8 @@ from libmodels.dp_training import GRAD_SAMPLE_MODES, OPTIMIZERS, DPSettings, Ste
 from libscores.accounting import ACCOUNTANTS, calibrate_noise_multiplier, pld_interval, spent_epsilon
 
 
-def add_dp_options(parser: cli.Parser) -> None:
-    """Add the flags; the defaults of training are the settings of arXiv 2402.18726."""
+def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
+    """Add the flags; the defaults of training are those of arXiv 2402.18726, --epsilon is required without one."""
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="mnist", help="data set")
     add("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture")
@@ -32,7 +32,7 @@ def add_dp_options(parser: cli.Parser) -> None:
     add("--normalization", choices=NORMALIZATIONS, default="standard", help="pixels in [0,1], or standardised")
     add("--data_subset", default="all", help="examples of the study: all, the first N, or an .npy index")
     add("--subset", help=".npy index of the examples to train on, among those of the study (default: all of them)")
-    add("--epsilon", type=cli.positive_float, required=True, help="privacy budget")
+    add("--epsilon", type=cli.positive_float, required=epsilon is None, default=epsilon, help="privacy budget")
     add("--delta", type=cli.fraction, default=1e-5, help="delta of (epsilon, delta)-differential privacy")
     add("--allow_large_delta", action="store_true", help="accept a delta of 1/N or more, N the training examples")
     add("--accountant", choices=ACCOUNTANTS, default="pld", help="bound that the noise is calibrated with, once")
@@ -88,8 +88,13 @@ class Study:
         return images, labels, test_images, test_labels
 
 
-def load_study(args: cli.Namespace, data_dir: Path) -> Study:
+def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None = None) -> Study:
     """Load what the flags name and check them against it.
+
+    Args:
+        args: The flags of `add_dp_options`.
+        data_dir: Where the data sets are.
+        leave_out: Positions not to train on, each among the training examples; none by default.
 
     Raises:
         InputError: An index is out of range, repeated or outside the study; the batch size is over N; delta is
@@ -101,6 +106,11 @@ def load_study(args: cli.Namespace, data_dir: Path) -> Study:
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
         raise InputError(f"{args.subset}: example {outside[0]} is not in --data_subset {args.data_subset}")
+    if leave_out is not None:
+        absent = leave_out[~np.isin(leave_out, train_index)]
+        if absent.size:
+            raise InputError(f"point {absent[0]} cannot be left out: it is not among the training examples")
+        train_index = np.setdiff1d(train_index, leave_out)
     n_train = len(train_index)
     if args.batch_size > n_train:
         raise InputError(f"--batch_size {args.batch_size}: there are only {n_train} training examples")
@@ -135,6 +145,11 @@ def settings_of(args: cli.Namespace, study: Study) -> dict[str, Any]:
     }
 
 
+def n_steps(args: cli.Namespace, n_train: int) -> int:
+    """Return the number of steps of so many expected passes over the training examples."""
+    return max(1, round(args.epochs * n_train / args.batch_size))
+
+
 def plan_privacy(args: cli.Namespace, n_train: int) -> dict[str, Any]:
     """Calibrate the noise: return the budget, `sample_rate`, `steps`, `noise_multiplier` and `spent_epsilon`.
 
@@ -142,7 +157,7 @@ def plan_privacy(args: cli.Namespace, n_train: int) -> dict[str, Any]:
         InputError: No noise multiplier gives the budget.
     """
     sample_rate = args.batch_size / n_train
-    steps = max(1, round(args.epochs * n_train / args.batch_size))
+    steps = n_steps(args, n_train)
     try:
         noise, spent = calibrate_noise_multiplier(args.epsilon, args.delta, sample_rate, steps, args.accountant)
     except ValueError as error:

@@ -55,7 +55,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) 
 
 def write_config(folder: Path, **changes: str) -> Path:
     """Write a configuration whose outputs are in `folder` and whose data are the repository's."""
-    keys = ("fz_model_dir", "private_model_dir", "score_dir", "figure_dir")
+    keys = ("fz_model_dir", "private_model_dir", "sensitivity_dir", "score_dir", "figure_dir")
     values = {"data_dir": str(DATA)} | {key: key for key in keys} | changes
     path = folder / "config.json"
     path.write_text(json.dumps(values), encoding="utf-8")

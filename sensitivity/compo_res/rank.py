@@ -5,7 +5,8 @@
 Inputs: a totals file of renyi_per_instance_sum_compo.py, or a file of per-step costs (`point,step,Privacy cost`, the
 published ones too), whose steps are added up. Outputs beside it, each with a JSON sidecar: <file>_ranked.csv,
 `point,Total Privacy Cost` from the cheapest, and with --select M <file>_<which>_<M>.txt, the points for
---remove-points: the cheapest, or as controls the dearest or M at random. Takes a second.
+--remove-points: the cheapest, or as controls the dearest or M at random; and <file>_<which>_<M>_kept.txt, the others,
+for --points. Takes a second.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.select:
         chosen = select_points(points, costs, args.select, args.which, args.seed)
         settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
-        path = Path(f"{stem}_{args.which}_{args.select}.txt")
-        outputs.append((store.Output(path, settings), " ".join(map(str, chosen.tolist())).encode() + b"\n"))
+        for part, listed in (("", chosen), ("_kept", np.setdiff1d(points, chosen))):
+            path = Path(f"{stem}_{args.which}_{args.select}{part}.txt")
+            outputs.append((store.Output(path, settings), " ".join(map(str, listed.tolist())).encode() + b"\n"))
     with store.exclusive(args.file.parent):
         for output, content in outputs:
             if not output.finished(overwrite=args.overwrite):

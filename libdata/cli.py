@@ -141,6 +141,11 @@ def stop_requests() -> Iterator[Callable[[], int]]:
             signal.signal(signum, handler)
 
 
+def warn(message: str) -> None:
+    """Print a line on stderr about something that is left out."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+
+
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main` and exit: 0 done, 2 input error (one line), 130 Ctrl-C, 143 stopped by SIGTERM."""
     name = Path(sys.argv[0]).name

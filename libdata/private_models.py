@@ -56,6 +56,11 @@ class PrivateModel:
         """Its seed."""
         return int(self.settings["seed"])
 
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of its checkpoint, from the sidecar."""
+        return str(read_sidecar(self.folder / "model.pt")["sha256"])
+
     def arrays(self) -> RunArrays:
         """Read which examples it trained on and how it does on all of them."""
         self.file("aux_arrays.npz")
@@ -147,3 +152,40 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
         if run in seen:
             raise InputError(f"{model.folder} and {seen[run].folder} are the same run; choose one with --suffix")
         seen[run] = model
+
+
+def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Arrange one value per model by epsilon and seed.
+
+    Returns:
+        Increasing epsilons (E,), increasing seeds (S,), and the values, (E, S), NaN where there is no model.
+    """
+    epsilons = np.unique([model.epsilon for model in models])
+    seeds = np.unique([model.seed for model in models])
+    table = np.full((len(epsilons), len(seeds)), np.nan)
+    for model, value in zip(models, values, strict=True):
+        table[np.searchsorted(epsilons, model.epsilon), np.searchsorted(seeds, model.seed)] = value
+    return epsilons, seeds, table
+
+
+def memberships(models: Sequence[PrivateModel], examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read what Link 3 needs of some models: who was trained on, and how probable the true label is.
+
+    Args:
+        models: The models, T of them.
+        examples: Sorted positions in the data set, (N,).
+
+    Returns:
+        Whether each model trained on each example, bool (T, N), and the true label's probability, (T, N).
+
+    Raises:
+        InputError: A model does not have one of the examples.
+    """
+    masks, values = [], []
+    for model in models:
+        mask, value = model.arrays().on(examples, "prob")
+        if np.isnan(value).any():
+            raise InputError(f"{model.folder}: has no example {examples[np.isnan(value)][0]}; see --data_subset")
+        masks.append(mask)
+        values.append(value)
+    return np.stack(masks), np.stack(values)

@@ -8,7 +8,8 @@ A run's seed is its number unless --seed is given, so that no two runs are the s
 
 Inputs: the data set under data_dir; with --remove-points, a list of points to leave out of the training. Outputs:
 <sensitivity_dir>/res/res<name>.csv, a row per point and stage, and <sensitivity_dir>/models/ckpt<name>/step_<n>.pt,
-each with a JSON sidecar; <name> is the run's number, or --name and --res_name. A killed run goes on where it was, to the same bytes.
+each with a JSON sidecar; <name> is the run's number, or --name and --res_name. A killed run goes on where
+it was, to the same bytes.
 Measured: about 9 minutes for the published settings on one CPU thread.
 """
 

@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
     config = load_config(args.config)
-    path = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
-    examples = np.sort(check_index(load_array(path), dataset_size(args.dataset, "train"), path))
     models = find_private_models(config.private_model_dir, args)
     check_comparable(models)
+    path = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
+    examples = np.sort(check_index(load_array(path), dataset_size(args.dataset, "train"), path))
     deltas = {model.settings["privacy"]["delta"] for model in models}
     groups = {epsilon: [m for m in models if m.epsilon == epsilon] for epsilon in sorted({m.epsilon for m in models})}
     results = {}

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.select:
         chosen = select_points(points, costs, args.select, args.which, args.seed)
         settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
-        for part, listed in (("", chosen), ("_kept", np.setdiff1d(points, chosen))):
-            path = Path(f"{stem}_{args.which}_{args.select}{part}.txt")
+        for end, listed in (("", chosen), ("_kept", np.setdiff1d(points, chosen))):
+            path = Path(f"{stem}_{args.which}_{args.select}{end}.txt")
             outputs.append((store.Output(path, settings), " ".join(map(str, listed.tolist())).encode() + b"\n"))
     with store.exclusive(args.file.parent):
         for output, content in outputs:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,10 @@ class DPTrainer:
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, settings: DPSettings, train_on: Tensor | None = None
     ) -> None:
-        self.model = model.to(memory_format=torch.channels_last)  # the faster layout
+        # Channels-last is faster, but Opacus's own gradients of convolutions are wrong in it, without a word.
+        ghost = settings.grad_sample_mode == "ghost"
+        self._layout = torch.channels_last if ghost else torch.contiguous_format
+        self.model = model.to(memory_format=self._layout)
         self.images, self.labels, self.settings = images, labels, settings
         self._train_on = torch.arange(len(labels)) if train_on is None else train_on.cpu()
         if not 1 <= settings.batch_size <= len(self._train_on):
@@ -124,7 +128,7 @@ class DPTrainer:
         self._sampler = torch.Generator().manual_seed(stream_seed(settings.seed, 0, ORDER))
         self._noise = torch.Generator(images.device).manual_seed(stream_seed(settings.seed, 0, NOISE))
         self._optimizer = _optimizer(model, settings)
-        wrapper = {"ghost": DPOptimizerFastGradientClipping, "hooks": DPOptimizer}[settings.grad_sample_mode]
+        wrapper = DPOptimizerFastGradientClipping if ghost else DPOptimizer
         self._private = wrapper(
             self._optimizer,
             noise_multiplier=settings.noise_multiplier,
@@ -137,8 +141,7 @@ class DPTrainer:
             self._gradients = PerExampleGradients(model)
         except ValueError as error:
             raise InputError(str(error)) from error
-        hooks = settings.grad_sample_mode == "hooks"
-        self._hooked = GradSampleModule(model, loss_reduction="sum") if hooks else None
+        self._hooked = None if ghost else GradSampleModule(model, loss_reduction="sum")
 
     def sample(self) -> Tensor:
         """Draw the rows of the next batch; float64 uniforms, so that the rate is q to 2^-53."""
@@ -171,7 +174,8 @@ class DPTrainer:
         return Step(self.step, len(batch), loss, correct)
 
     def _examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images[rows].contiguous(memory_format=torch.channels_last), self.labels[rows]
+        # A clone: PyTorch takes one-channel images to be in either layout, and their strides decide the next layer's.
+        return self.images[rows].clone(memory_format=self._layout), self.labels[rows]
 
     def _put_gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave a chunk's gradients where the private optimizer looks for them."""
@@ -179,8 +183,7 @@ class DPTrainer:
             self._private.zero_grad(set_to_none=True)
             logits = self._hooked(images)
             losses = F.cross_entropy(logits, labels, reduction="none")
-            with warnings.catch_warnings():  # inputs ask for no gradient, and need none
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            with _inputs_without_gradients():
                 losses.sum().backward()
         else:
             sums, losses, logits = self._gradients.clipped_sum(images, labels, self.settings.max_grad_norm)
@@ -204,7 +207,8 @@ class DPTrainer:
         self.model.eval()
         if self._hooked:
             self._hooked.disable_hooks()
-        chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
+        with _inputs_without_gradients():
+            chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
         if self._hooked:
             self._hooked.enable_hooks()
         return torch.cat(chunks).cpu()
@@ -227,6 +231,14 @@ class DPTrainer:
         self._sampler.set_state(state["sampler"])
         self._noise.set_state(state["noise"])
         self.step, self.empty_batches = state["step"], state["empty_batches"]
+
+
+@contextmanager
+def _inputs_without_gradients() -> Iterator[None]:
+    """Silence PyTorch's warning that Opacus's hooks see a first layer whose input asks for no gradient."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield
 
 
 def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:

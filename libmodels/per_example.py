@@ -169,7 +169,7 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
     """Return the values under the kernel at every output position, shape (B, T, P), in any order of the P."""
     if images.shape[1] == 1:  # channels last would leave runs of one kernel width to copy
         return unfold2d(
-            images, kernel_size=layer.kernel_size, padding=layer.padding, stride=layer.stride, dilation=layer.dilation
+            images.contiguous(), kernel_size=layer.kernel_size, padding=layer.padding, stride=layer.stride, dilation=layer.dilation
         ).transpose(1, 2)
     (up, left), (down, right) = layer.padding, layer.stride
     padded = F.pad(images, (left, left, up, up)).permute(0, 2, 3, 1).contiguous()
@@ -179,7 +179,8 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _any_layer(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
-    samples = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], gradient)
+    # Opacus unfolds a convolution's input as if it were contiguous, whatever its layout.
+    samples = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs.contiguous()], gradient.contiguous())
     squares = sum(sample.flatten(1).square().sum(1) for sample in samples.values())
 
     def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:

@@ -108,10 +108,10 @@ def calibrate_noise_multiplier(
             if low < 0.01:
                 raise ValueError(f"no noise multiplier down to 0.01 spends epsilon {epsilon:g} in {steps} steps")
     noise_multiplier = _root(spent, epsilon, low, high, _NOISE_STEP / 4)
-    noise_multiplier = math.ceil(noise_multiplier / _NOISE_STEP) * _NOISE_STEP
+    noise_multiplier = round(math.ceil(noise_multiplier / _NOISE_STEP) * _NOISE_STEP, 5)
     while (cost := spent(noise_multiplier)) > epsilon:
-        noise_multiplier += _NOISE_STEP
-    return round(noise_multiplier, 5), cost
+        noise_multiplier = round(noise_multiplier + _NOISE_STEP, 5)
+    return noise_multiplier, cost
 
 
 def pld_interval(epsilon: float) -> float:

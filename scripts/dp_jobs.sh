@@ -31,13 +31,15 @@ done
 for seed in $seeds; do
     case $seed in *[!0-9]*) refuse "--seeds: $seed is not a whole number" ;; esac
 done
+arch=$(quoted "$arch")
 for dataset in $datasets; do
+    name=$(quoted "$dataset")
     for seed in $seeds; do
         subset=''
         [ -z "${subset_dir:-}" ] || subset=" --subset $(quoted "$subset_dir/$dataset/subset_$seed.npy")"
+        end="$subset --suffix $(quoted "$suffix$seed")$flags"
         for epsilon in $epsilons; do
-            printf 'python %s --dataset %s --arch %s --epsilon %s --seed %s%s --suffix %s%s\n' "$script" \
-                "$(quoted "$dataset")" "$(quoted "$arch")" "$epsilon" "$seed" "$subset" "$(quoted "$suffix$seed")" "$flags"
+            printf '%s\n' "python $script --dataset $name --arch $arch --epsilon $epsilon --seed $seed$end"
         done
     done
 done

@@ -1,4 +1,4 @@
-# The papers' grid (arXiv 2402.18726), once; sourced by the generators, which take other values as flags.
+# Sourced by the generators: the papers' grid (arXiv 2402.18726), once. Flags replace its values.
 # shellcheck shell=sh disable=SC2034
 arch=resnet18
 link2_datasets='cifar10 cifar100'

@@ -280,7 +280,7 @@ def _read_columns(path: str | Path, names: Sequence[str], unique: Sequence[str] 
     if missing:
         raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(map(repr, _header(path)))}")
     try:
-        table = pd.read_csv(path, usecols=list(names), float_precision="round_trip")
+        table = pd.read_csv(path, usecols=list(names))
     except (UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: cannot read as CSV: {error}") from error
     if table.empty:

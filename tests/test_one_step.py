@@ -89,7 +89,9 @@ def delta_at(epsilon: float, log_p: np.ndarray, log_q: np.ndarray, width: float)
     return float(np.maximum(np.exp(log_p) - np.exp(epsilon + log_q), 0).sum() * width)
 
 
-@pytest.mark.parametrize(("q", "sigma", "delta"), [(0.05, 0.6, 1e-5), (0.3, 1.0, 1e-4), (1.0, 2.0, 1e-5), (0.01, 3.0, 1e-6)])
+@pytest.mark.parametrize(
+    ("q", "sigma", "delta"), [(0.05, 0.6, 1e-5), (0.3, 1.0, 1e-4), (1.0, 2.0, 1e-5), (0.01, 3.0, 1e-6)]
+)
 def test_one_step_epsilon_holds_for_the_mechanism(q, sigma, delta):
     """Batches whose update moves by different amounts when the point joins."""
     updates, shifts = np.array([-1.0, 0.0, 0.7, 2.0]), np.array([0.1, 0.3, 0.5, 1.0])

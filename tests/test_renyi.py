@@ -11,7 +11,7 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate, special, stats
+from scipy import special, stats
 
 from libscores import renyi
 
@@ -28,7 +28,8 @@ def exact_divergence(s: float, q: float, sigma: float, order: int) -> mpmath.mpf
     with mpmath.workdps(60):
         x, q = (mpmath.mpf(s) / mpmath.mpf(sigma)) ** 2 / 2, mpmath.mpf(q)
         excess = mpmath.fsum(
-            math.comb(order, k) * (1 - q) ** (order - k) * q**k * mpmath.expm1(k * (k - 1) * x) for k in range(order + 1)
+            math.comb(order, k) * (1 - q) ** (order - k) * q**k * mpmath.expm1(k * (k - 1) * x)
+            for k in range(order + 1)
         )
         return mpmath.log1p(excess) / (order - 1)
 
@@ -119,9 +120,7 @@ def test_each_divergence_depends_on_its_own_arguments_alone():
     for row, a in enumerate(orders):
         np.testing.assert_array_equal(renyi.step_divergence(s[:, order], **MNIST, order=a), together[row][:, order])
         assert renyi.step_divergence(s[1, 4999], **MNIST, order=a) == together[row, 1, 4999]
-    np.testing.assert_allclose(
-        renyi.step_divergence(s.astype(np.float32), **MNIST, order=8), together[0], rtol=1e-4
-    )
+    np.testing.assert_allclose(renyi.step_divergence(s.astype(np.float32), **MNIST, order=8), together[0], rtol=1e-4)
 
 
 def test_divergence_edge_cases():
@@ -289,7 +288,9 @@ def test_composition_does_not_depend_on_the_block(monkeypatch):
     arguments = (s, np.arange(6), 6, 0.05, 1.0)
     whole = renyi.compose(*arguments, 8), renyi.trajectory_epsilons(*arguments, 1e-5)
     monkeypatch.setattr(renyi, "_BLOCK", 1)
-    for one, other in zip(whole, (renyi.compose(*arguments, 8), renyi.trajectory_epsilons(*arguments, 1e-5)), strict=True):
+    for one, other in zip(
+        whole, (renyi.compose(*arguments, 8), renyi.trajectory_epsilons(*arguments, 1e-5)), strict=True
+    ):
         for here, there in zip(one, other, strict=True):
             np.testing.assert_allclose(here, there, rtol=1e-12)
 
@@ -315,7 +316,9 @@ def test_published_convention_is_the_published_row_loop():
     s = made_up_trajectories(runs=3, steps=4, points=5)
     steps = np.array([0, 100, 300, 900])
     cost = renyi.composed_cost(s, steps, 1000, **MNIST, order=8, holder_exponent=2700, convention="published")
-    expected = [[published_cost(s[:, i, j], step, *MNIST.values(), 8, 2700) for j in range(5)] for i, step in enumerate(steps)]
+    expected = [
+        [published_cost(s[:, i, j], step, *MNIST.values(), 8, 2700) for j in range(5)] for i, step in enumerate(steps)
+    ]
     np.testing.assert_allclose(cost, expected, rtol=1e-9, atol=1e-10)
     account = renyi.account(s, steps, 1000, **MNIST, order=8, delta=1e-5, convention="published")
     np.testing.assert_array_equal(account.cost, cost)

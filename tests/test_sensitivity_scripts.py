@@ -130,7 +130,7 @@ def test_measured_steps_alone(files):
 
 @pytest.mark.parametrize(("unit", "scale"), [("batch_mean", 1), ("norm", 1 / BATCH)])
 def test_published_convention_reproduces_the_published_loop(files, unit, scale):
-    """Orders by recursion from the first step, rounded up; ln E exp unscaled; norm or, as one reader, norm / batch."""
+    """Orders by recursion from the first step, rounded up; ln E exp unscaled; norm or norm / batch, as one reader."""
     run_ok(COMPO, *files, "--convention", "published", "--distance_unit", unit, "--output_dir", files[0].parent)
     costs = pd.read_csv(files[0].parent / "compo_res_all.csv").set_index(["point", "step"])["Privacy cost"]
     norms = read_norms(files, scale)

@@ -8,6 +8,7 @@ import math
 import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution
 from scipy import special, stats
 
 from libscores import one_step, renyi
@@ -114,6 +115,18 @@ def test_one_step_epsilon_of_equal_sensitivities_is_amplification_by_sampling():
     inner = dp_accounting.get_epsilon_gaussian(sigma, delta / q)
     assert found[0] == pytest.approx(math.log1p(q * math.expm1(inner)), rel=1e-6)
     assert one_step.one_step_epsilon(np.zeros((3, 2)), q, sigma, delta)[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("s", [0.05, 0.5, 1.0])
+def test_sum_rule_epsilon_agrees_with_privacy_loss_distributions(s):
+    q, sigma, delta = 0.02, 0.8, 1e-5
+    loss = privacy_loss_distribution.from_gaussian_mechanism(
+        sigma / s, sampling_prob=q, value_discretization_interval=1e-5
+    )
+    expected = loss.get_epsilon_for_delta(delta)
+    found = float(one_step.sum_rule_epsilon(np.array(s), q, sigma, delta))
+    assert found == pytest.approx(expected, rel=1e-3, abs=2e-5)
+    assert found == pytest.approx(float(one_step.one_step_epsilon(np.array([[s]]), q, sigma, delta)[0][0]), rel=1e-9)
 
 
 def test_one_step_epsilon_gains_from_batches_that_move_little():

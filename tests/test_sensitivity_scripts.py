@@ -426,3 +426,20 @@ def test_comparison_refuses_what_does_not_fit(tmp_path):
     compo = ranked_before.parent
     assert_refused(run_script(RANK, compo / "compo_res_all_totals.csv", "--cost", "price"), "'price'", "composed bound")
     assert_refused(run_script(RANK, compo / "compo_res_all_totals.csv", "--select", 7), "--select 7")
+
+
+def test_epsilons_of_single_steps(files):
+    """Against the guarantee's definition: (1-q) + q Phi(...) - e^eps Phi(...) at the best event is delta."""
+    run_ok("sensitivity/eps_delta.py", *files, "--delta", "1e-4")
+    table = pd.read_csv(files[0].parent.parent / "compo_res" / "eps_delta.csv").set_index(["point", "step"])
+    norms, q = read_norms(files), BATCH / EXAMPLES
+    for row, step in enumerate(STEPS[:2]):
+        for column, point in enumerate(POINTS):
+            s, epsilon = norms[:, row, column].max(), table.loc[(point, step), "epsilon max"]
+            if epsilon == 0:
+                continue
+            cut = SIGMA**2 * math.log((math.exp(epsilon) - 1 + q) / q) / s + s / 2
+            with_point = (1 - q) * special.ndtr(-cut / SIGMA) + q * special.ndtr((s - cut) / SIGMA)
+            assert with_point - math.exp(epsilon) * special.ndtr(-cut / SIGMA) == pytest.approx(1e-4, rel=1e-6)
+    assert np.all(table["epsilon mean"] <= table["epsilon max"])
+    assert np.all(table["epsilon max"] <= table["epsilon data-independent"])

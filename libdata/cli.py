@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,12 @@ Namespace = argparse.Namespace
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show every default; keep the lines of the description."""
+    """Show every default, unless the help text names it; keep the lines of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help and "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +70,18 @@ def add_device(parser: Parser) -> None:
 def add_overwrite(parser: Parser) -> None:
     """Add --overwrite."""
     parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
+
+
+def add_workers(parser: Parser) -> None:
+    """Add --workers."""
+    default = min(8, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=positive_int, default=default, help="threads that read and decode images")
+
+
+def add_keep_converted(parser: Parser) -> None:
+    """Add --keep_converted."""
+    text = "keep released checkpoints as PyTorch files under converted_dir; scoring them again needs no TensorFlow"
+    parser.add_argument("--keep_converted", action="store_true", help=text)
 
 
 def add_run_range(parser: Parser, stop: int | None) -> None:

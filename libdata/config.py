@@ -24,6 +24,16 @@ class Config:
     """Ensembles in the Feldman-Zhang layout: <dataset>_<arch>/<ratio>/<run>/."""
     score_dir: Path
     """Scores: <model name>/curv_scores_<model name>_<h>.npy and their sidecars."""
+    imagenet_dir: Path
+    """ILSVRC 2012: train/<WordNet id>/*.JPEG and val/<WordNet id>/*.JPEG."""
+    imagenet_index: Path
+    """Feldman and Zhang's imagenet_index.npz: file names, labels and memorization by index."""
+    tfrecord_dir: Path
+    """ImageNet as indexed TFRecords: train-00000-of-01024 ..., validation-00000-of-00128 ..."""
+    cifar100_memorization: Path
+    """Feldman and Zhang's cifar100_infl_matrix.npz."""
+    converted_dir: Path
+    """Released TensorFlow checkpoints as PyTorch files, where they are kept."""
     figure_dir: Path
     """Executed notebooks, figures and tables of statistics."""
 

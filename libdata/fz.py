@@ -12,8 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from libdata import safe_pickle
 from libdata.errors import InputError
+from libdata.index import check_index
 
+TFDS_ORDER = "tfds_order.npz"
+"""In an ensemble's root: the TFDS-order positions its arrays use, as positions in torchvision's order."""
+_RELEASED = {
+    ("cifar10", "small_inception"): "cifar10-inception",
+    ("cifar100", "small_inception"): "cifar100-inception",
+    ("imagenet", "resnet50"): "imagenet-resnet50",
+}
 GROUPS = ("train", "removed", "test")
 _INDEX_KEYS = tuple(f"index_{group}" for group in GROUPS) + ("subsample_idx",)
 _REQUIRED = tuple(f"{kind}_{group}" for kind in ("index", "correctness") for group in GROUPS) + ("subsample_idx",)
@@ -54,13 +63,14 @@ class RunArrays:
         values = {"correctness": self.correctness, "prob": self.prob}[value]
         if not values:
             raise InputError(f"the run holds no {value!r} arrays; use correctness")
-        in_mask = np.isin(examples, self.index["train"])
-        out = np.full(len(examples), np.nan)
+        size = int(examples[-1]) + 1 if len(examples) else 0
+        in_mask, out = np.zeros(size, dtype=bool), np.full(size, np.nan)
         for group in ("train", "removed"):
-            there = np.searchsorted(examples, self.index[group])
-            hit = (there < len(examples)) & (examples[np.minimum(there, len(examples) - 1)] == self.index[group])
-            out[there[hit]] = values[group][hit]
-        return in_mask, out
+            inside = self.index[group] < size
+            positions = self.index[group][inside]
+            out[positions] = values[group][inside]
+            in_mask[positions] = group == "train"
+        return in_mask[examples], out[examples]
 
     def to_dict(self) -> dict[str, np.ndarray]:
         """Return the arrays under the names of the layout."""
@@ -68,6 +78,41 @@ class RunArrays:
         for kind, groups in (("index", self.index), ("correctness", self.correctness), ("prob", self.prob)):
             named |= {f"{kind}_{group}": values for group, values in groups.items()}
         return named
+
+
+def ensemble_root(fz_model_dir: Path, dataset: str, arch: str) -> Path:
+    """Return an ensemble's directory: <dataset>_<arch>, or the name its released download has if that is there."""
+    released = fz_model_dir / _RELEASED.get((dataset, arch), f"{dataset}_{arch}")
+    return released if released.is_dir() else fz_model_dir / f"{dataset}_{arch}"
+
+
+def read_tfds_order(root: Path) -> dict[str, np.ndarray] | None:
+    """Return, for "train" and "test", the torchvision position of every TFDS position, or None if there is no map.
+
+    Raises:
+        InputError: The map (made by libdata.tfds_order) is damaged.
+    """
+    path = root / TFDS_ORDER
+    if not path.exists():
+        return None
+    order = safe_pickle.load_npz(path, ("train", "test"))
+    return {split: check_index(array, len(array), f"{path}: {split}") for split, array in order.items()}
+
+
+def list_ratios(root: Path) -> list[str]:
+    """List the ratios of an ensemble that are there, sorted: the names of its sub-folders that are numbers.
+
+    Raises:
+        InputError: There is none.
+    """
+    ratios = (
+        sorted(path.name for path in root.iterdir() if path.name.replace(".", "", 1).isdecimal())
+        if root.is_dir()
+        else []
+    )
+    if not ratios:
+        raise InputError(f"{root}: no such ensemble (no folders such as 0.7); correct fz_model_dir")
+    return ratios
 
 
 def run_dir(root: Path, ratio: str, run: int) -> Path:
@@ -98,7 +143,9 @@ def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]
 
 
 def read_run(directory: Path) -> RunArrays:
-    """Read and check one run's aux_arrays.npz.
+    """Read and check one run's aux_arrays.npz; positions come out in torchvision's order.
+
+    Positions are translated if the ensemble's root holds a TFDS order map, as released CIFAR ensembles need.
 
     Raises:
         InputError: The file is missing, damaged, lacks a key, holds pickled objects, or an array has the
@@ -136,9 +183,18 @@ def read_run(directory: Path) -> RunArrays:
                 raise InputError(f"{path}: key {key!r} has {len(values)} values for {expected} examples")
             if values.dtype.kind not in "biuf" or (values.size and not (values.min() >= 0 and values.max() <= 1)):
                 raise InputError(f"{path}: key {key!r} should hold values from 0 to 1")
-    both = np.intersect1d(arrays["index_train"], arrays["index_removed"])
+    both = arrays["index_train"][np.isin(arrays["index_train"], arrays["index_removed"])]
     if both.size:
         raise InputError(f"{path}: example {both[0]} is in both index_train and index_removed")
+    order = read_tfds_order(directory.parent.parent)
+    if order is not None:
+        for key in _INDEX_KEYS:
+            positions = order["test" if key == "index_test" else "train"]
+            if arrays[key].size and arrays[key].max() >= len(positions):
+                raise InputError(
+                    f"{path}: key {key!r} holds {arrays[key].max()}, the order map {len(positions)} positions"
+                )
+            arrays[key] = positions[arrays[key]]
     return RunArrays(
         index={group: arrays[f"index_{group}"].astype(np.int64) for group in GROUPS},
         correctness={group: arrays[f"correctness_{group}"].astype(bool) for group in GROUPS},
@@ -152,5 +208,6 @@ def _check_positions(path: Path, key: str, array: np.ndarray) -> None:
         raise InputError(f"{path}: key {key!r} should hold whole numbers, found {array.dtype}")
     if array.size and array.min() < 0:
         raise InputError(f"{path}: key {key!r} holds the negative position {array.min()}")
-    if np.unique(array).size != array.size:
+    ordered = np.sort(array)
+    if (ordered[1:] == ordered[:-1]).any():
         raise InputError(f"{path}: key {key!r} holds a position twice")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from libdata.errors import InputError
-from libdata.fz import list_runs, read_run, run_dir
+from libdata.fz import ensemble_root, list_runs, read_run, run_dir
 from libdata.index import index_digest, load_array
 from libdata.scores import CURVATURE, fz_model_name, index_path, score_path
 from libdata.store import load_scores
@@ -20,7 +20,7 @@ class ScoredEnsemble:
     """The runs of an ensemble that are scored.
 
     Attributes:
-        root: <fz_model_dir>/<dataset>_<arch>.
+        root: The ensemble's directory, as libdata.fz.ensemble_root finds it.
         dataset: Name of the data set.
         arch: Name of the architecture.
         ratio: The ratio's folder.
@@ -79,7 +79,7 @@ class ScoredEnsemble:
         Raises:
             InputError: No run is there, or none is scored.
         """
-        root = fz_model_dir / f"{dataset}_{arch}"
+        root = ensemble_root(fz_model_dir, dataset, arch)
         there = list_runs(root, ratio, start_run, stop_run)
         paths = {run: score_path(score_dir, CURVATURE, fz_model_name(dataset, arch, ratio, run), h) for run in there}
         runs = [run for run in there if paths[run].exists()]

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from libmodels import lenet5
+from libmodels import lenet5, resnet50
 from libmodels.lenet5 import LeNet5
 from libmodels.resnet18 import ResNet18
+from libmodels.resnet50 import ResNet50
+from libmodels.small_inception import SmallInception
 from libmodels.smallcnn import SmallCNN
 
 
@@ -32,6 +34,8 @@ ARCHITECTURES = {
     "lenet5": Architecture(LeNet5, image_size=lenet5.IMAGE_SIZE),
     "smallcnn": Architecture(SmallCNN, {"activation": ("tanh", "relu")}),
     "resnet18": Architecture(ResNet18, {"norm": ("batch", "group")}),
+    "small_inception": Architecture(SmallInception),
+    "resnet50": Architecture(ResNet50, {"resnet_version": ("v1", "v2")}, image_size=resnet50.IMAGE_SIZE),
 }
 
 

@@ -70,7 +70,10 @@ def to_bytes(content: dict[str, Any]) -> bytes:
 
 def model_bytes(model: nn.Module, spec: ModelSpec, **extra: Any) -> bytes:
     """Serialise a network's weights with its description and plain extras."""
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
     return to_bytes({"spec": spec.describe(), "state_dict": weights, **extra})
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from libdata import cli
 from libdata.datasets import Dataset
 from libdata.errors import InputError
 from libdata.scores import KINDS, keep_index, score_path
 from libdata.store import Output, array_bytes, exclusive, provenance
+from libmodels.training import predict
 from libscores.curvature import curvature
+
+MIN_AGREEMENT = 0.99
+"""Share of a run's recorded correctness that its model must reproduce."""
 
 
 def add_scoring_options(parser: cli.Parser) -> None:
@@ -35,47 +41,70 @@ def add_scoring_options(parser: cli.Parser) -> None:
     cli.add_overwrite(parser)
 
 
+def score_settings(
+    model_name: str, model_identity: dict[str, Any], data_identity: dict[str, Any], args: cli.Namespace
+) -> dict[str, Any]:
+    """Return what decides the scores of one model, for their sidecars."""
+    return {
+        "model_name": model_name,
+        "model": model_identity,
+        "data": data_identity,
+        "h": args.h,
+        "n_probes": args.n_probes,
+        "temp": args.temp,
+        "probe_seed": args.probe_seed,
+    }
+
+
+def score_outputs(score_dir: Path, settings: dict[str, Any]) -> list[Output]:
+    """Return the files that one model's scores go to, in the order of `KINDS`."""
+    paths = [score_path(score_dir, kind, settings["model_name"], settings["h"]) for kind in KINDS]
+    return [Output(path, settings | {"score": kind}) for path, kind in zip(paths, KINDS, strict=True)]
+
+
 def score_model(
     score_dir: Path,
     model_name: str,
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     model_identity: dict[str, Any],
     data: Dataset,
     args: cli.Namespace,
     device: torch.device,
+    recorded: np.ndarray | None = None,
 ) -> bool:
     """Compute curvature and trace of every example under one model, unless they are kept already.
 
     Args:
         score_dir: Root of the scores.
         model_name: Name of the model, also of its folder.
-        model: The network.
+        model: The network, or a function that loads it.
         model_identity: What distinguishes the model, at least its checkpoint's SHA-256; goes into the sidecar.
         data: The examples, normalised as the model expects.
         args: The flags of `add_scoring_options`.
         device: Where to compute.
+        recorded: Correctness on each example as kept with the model, 0 or 1, NaN where unknown, shape (N,);
+            the model must reproduce it.
 
     Returns:
         Whether anything was computed.
+
+    Raises:
+        InputError: A score is not finite, or the model does not reproduce `recorded`.
     """
-    settings = {
-        "model_name": model_name,
-        "model": model_identity,
-        "data": data.identity(),
-        "h": args.h,
-        "n_probes": args.n_probes,
-        "temp": args.temp,
-        "probe_seed": args.probe_seed,
-    }
-    outputs = [Output(score_path(score_dir, kind, model_name, args.h), settings | {"score": kind}) for kind in KINDS]
+    outputs = score_outputs(score_dir, score_settings(model_name, model_identity, data.identity(), args))
     with exclusive(score_dir / model_name):
         if all([output.finished(overwrite=args.overwrite) for output in outputs]):
             return False
+        network = model if isinstance(model, nn.Module) else model()
+        if recorded is not None:
+            check_agreement(
+                correctness(network, data.images, data.labels, args.batch_size, device), recorded, model_name
+            )
         started = time.monotonic()
         bar = cli.progress(len(data), model_name, "examples")
         try:
             scores = curvature(
-                model, data.images, data.labels, data.index, h=args.h, n_probes=args.n_probes, temp=args.temp,
+                network, data.images, data.labels, data.index, h=args.h, n_probes=args.n_probes, temp=args.temp,
                 seed=args.probe_seed, batch_size=args.batch_size, device=device, progress=bar.update,
             )  # fmt: skip
         except ValueError as error:
@@ -88,3 +117,33 @@ def score_model(
         for output, array in zip(outputs, (scores.curvature, scores.trace, data.labels.numpy()), strict=True):
             output.save(array_bytes(array), made_by)
     return True
+
+
+def correctness(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> np.ndarray:
+    """Return whether a network classifies each example correctly, bool (N,); only a batch is on the device."""
+    model.to(device)
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return np.concatenate([predict(model, x.to(device), y.to(device), batch_size)[0] for x, y in batches])
+
+
+def check_agreement(correct: np.ndarray, recorded: np.ndarray, model_name: str, *, spread: float = 0.0) -> None:
+    """Refuse a model whose correctness differs from what was recorded with it: a wrong order or scale of the data.
+
+    Args:
+        correct: What the model does now, bool, shape (N,).
+        recorded: What was recorded, 0 or 1, NaN where unknown, shape (N,).
+        model_name: Name for the message.
+        spread: Standard errors below `MIN_AGREEMENT` that a part of the examples may be.
+
+    Raises:
+        InputError: The two agree on too few examples.
+    """
+    known = ~np.isnan(recorded)
+    agree = float((correct[known] == recorded[known]).mean()) if known.any() else 1.0
+    margin = spread * (MIN_AGREEMENT * (1 - MIN_AGREEMENT) / max(known.sum(), 1)) ** 0.5
+    if agree < MIN_AGREEMENT - margin:
+        raise InputError(
+            f"{model_name}: agrees with the correctness recorded in aux_arrays.npz on {agree:.2%} of {known.sum()} "
+            f"examples, not on {MIN_AGREEMENT:.0%}: the order or the scale of the data is not the one it was trained "
+            "with (released CIFAR ensembles need the map of libdata.tfds_order)"
+        )

@@ -10,6 +10,6 @@ mkdir -p "$folder"
 PYDEVD_DISABLE_FILE_VALIDATION=1
 export PYDEVD_DISABLE_FILE_VALIDATION
 python -m papermill --log-level WARNING --no-progress-bar "$notebook" "$folder/.$name.ipynb" "$@"
-python -m jupyter nbconvert --log-level WARN --to html --output "$name.html" "$folder/.$name.ipynb"
+python -m jupyter nbconvert --log-level ERROR --to html --output "$name.html" "$folder/.$name.ipynb"
 mv "$folder/.$name.ipynb" "$folder/$name.ipynb"
 echo "executed notebook: $folder/$name.ipynb and $folder/$name.html"

@@ -1,7 +1,11 @@
-"""Fixtures shared by the tests: real MNIST digits and a small ensemble trained by the shipped scripts."""
+"""Fixtures shared by the tests.
+
+Real MNIST digits, a small ensemble trained by the shipped scripts, and what TensorFlow and Sonnet write and compute.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -11,10 +15,16 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from released_files import photo_files, write_cifar100, write_imagenet_index, write_tree
 
+from build_fz_imagenet import build_imagenet
 from libdata import cli
+from libdata.config import Config
+from libdata.store import exclusive
+from libscores.curvature import rademacher
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -53,10 +63,10 @@ def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) 
         assert str(text) in lines[0], lines[0]
 
 
-def write_config(folder: Path, **changes: str) -> Path:
+def write_config(folder: Path, **changes: str | Path) -> Path:
     """Write a configuration whose outputs are in `folder` and whose data are the repository's."""
-    keys = ("fz_model_dir", "score_dir", "figure_dir")
-    values = {"data_dir": str(DATA)} | {key: key for key in keys} | changes
+    values = {field.name: field.name for field in dataclasses.fields(Config)} | {"data_dir": str(DATA)}
+    values |= {key: str(value) for key, value in changes.items()}
     path = folder / "config.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     return path
@@ -94,3 +104,46 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = run_script(*command, "--config", config, OMP_NUM_THREADS="1")
         assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a user has after the downloads, and TensorFlow's numbers for all of it.
+
+    One TensorFlow process serves every test; workers of pytest-xdist share the folder.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "released"
+    with exclusive(folder):
+        if not (folder / "finished").exists():
+            _write_released(folder)
+            (folder / "finished").touch()
+    return folder
+
+
+def _write_released(folder: Path) -> None:
+    files = photo_files()
+    order = sorted(files, key=lambda name: int.from_bytes(name.encode(), "little") % 1009)  # neither by name nor class
+    write_tree(folder / "imagenet" / "train", files)
+    write_imagenet_index(folder / "imagenet_index.npz", {"tr": order}, tr_mem=np.linspace(0, 1, len(order)))
+    cmyk = files["n01443537_7.JPEG"]
+    adobe = cmyk.index(b"\xff\xee\x00\x0eAdobe")
+    (folder / "cmyk.image").write_bytes(cmyk)
+    (folder / "plain_cmyk.image").write_bytes(cmyk[:adobe] + cmyk[adobe + 16 :])
+    (folder / "png.image").write_bytes(files["n01443537_8.JPEG"])
+    config = write_config(
+        folder, imagenet_dir="imagenet", imagenet_index="imagenet_index.npz", tfrecord_dir="tfrecords"
+    )  # fmt: skip
+    build_imagenet.main(["--config", str(config), "--splits", "train", "--train_shards", "3", "--workers", "2"])
+    np.save(folder / "probes.npy", rademacher(0, np.arange(6), 2, (3, 32, 32)))
+    fz = "fz_models/cifar100-inception/0.7/0", "fz_models/cifar100-inception/0.7/3", "fz_models/imagenet-resnet50/0.7/1"
+    for name in ("tfds", "small_inception", "resnet50_v2", *fz):
+        (folder / name).mkdir(parents=True)
+    command = [sys.executable, str(ROOT / "tests" / "sonnet_oracle.py"), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert result.returncode == 0, result.stderr[-3000:]
+    with np.load(folder / "cifar.npz", allow_pickle=False) as cifar:
+        images, labels = (
+            {split: cifar[f"{what}_{split}"] for split in ("train", "test")} for what in ("images", "labels")
+        )
+        write_cifar100(folder / "data", images, labels)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,3 +173,21 @@ def test_too_little_to_work_on_is_refused() -> None:
     always = [(np.ones(10, bool), np.ones(10), np.ones(10))] * 3
     with pytest.raises(ValueError, match="only 0 examples"):
         link1(lambda: always, 3, 10)
+
+
+def test_memory_does_not_grow_with_the_number_of_runs() -> None:
+    n = 20_000
+
+    def read(n_runs: int):
+        rng = np.random.default_rng(0)
+        for _ in range(n_runs):
+            yield rng.random(n) < 0.7, rng.random(n), rng.random(n)
+
+    peaks = []
+    for n_runs in (8, 64):
+        tracemalloc.start()
+        link1(partial(read, n_runs), n_runs, n, n_resamples=4, block=2, n_permutations=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    one_more_run = 17 * n
+    assert peaks[1] - peaks[0] < 8 * one_more_run < 56 * one_more_run

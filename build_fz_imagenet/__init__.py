@@ -1,0 +1,1 @@
+"""Builds ImageNet in Feldman and Zhang's order."""

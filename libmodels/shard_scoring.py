@@ -1,0 +1,169 @@
+"""Score ImageNet under one model, TFRecord file by TFRecord file, and merge."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from libdata import cli
+from libdata.errors import InputError
+from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, stream
+from libdata.index import index_digest
+from libdata.scores import keep_index
+from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance
+from libmodels.scoring import check_agreement, correctness, score_outputs, score_settings
+from libscores.curvature import curvature
+
+
+def score_shards(
+    score_dir: Path,
+    model_name: str,
+    load: Callable[[], nn.Module],
+    model_identity: dict[str, Any],
+    shards: Sequence[Path],
+    selected: range,
+    order: ImageNetIndex,
+    recorded: np.ndarray,
+    args: cli.Namespace,
+    device: torch.device,
+) -> str:
+    """Compute the scores of the examples in some TFRecord files; the job that completes the set merges them.
+
+    The scores of one file are kept under <score dir>/<model>/parts_<h>/ until all files are scored; then they are
+    placed by index and the parts removed. Batches never cross files, so the result does not depend on which job
+    scored which file, or on being interrupted. Memory holds two batches of images and, at the merge, three
+    vectors over the examples.
+
+    Args:
+        score_dir: Root of the scores.
+        model_name: Name of the model, also of its folder.
+        load: Returns the network; called only if there is something to score.
+        model_identity: What distinguishes the model; goes into the sidecars.
+        shards: All TFRecord files of the split.
+        selected: Which of them to score now.
+        order: Feldman and Zhang's labels by index.
+        recorded: Correctness by index as kept with the model, NaN where unknown, shape (N,); it is compared
+            after every file (three standard errors apart at the most) and for all examples at the merge.
+        args: The flags of `libmodels.scoring.add_scoring_options`, and `workers`.
+        device: Where to compute.
+
+    Returns:
+        What was done, for the log.
+
+    Raises:
+        InputError: A record, label or index is wrong, a score is not finite, or the model does not reproduce
+            `recorded`.
+    """
+    identity = {
+        "dataset": "imagenet", "split": "train", "n_examples": len(order), "index_sha256": index_digest(order.index),
+        "image_size": IMAGE_SIZE, "normalization": "standard", "imagenet_index_sha256": order.sha256,
+    }  # fmt: skip
+    settings = score_settings(model_name, model_identity, identity, args)
+    outputs = score_outputs(score_dir, settings)
+    folder = score_dir / model_name
+    if all([output.finished(overwrite=args.overwrite) for output in outputs]):
+        return "finished before, skipped"
+
+    parts_dir = folder / f"parts_{args.h}"
+    parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}) for path in shards]
+    model: nn.Module | None = None
+    correct, expected = np.empty(0, dtype=bool), np.empty(0)
+    with (
+        cli.progress(len(selected) * len(order) // len(shards), model_name, "examples") as bar,
+        ThreadPoolExecutor(args.workers) as pool,
+    ):
+        for shard in selected:
+            with exclusive(parts[shard].path.parent):
+                merged_meanwhile = not parts[shard].path.parent.is_dir()
+                if merged_meanwhile or parts[shard].finished(overwrite=args.overwrite):
+                    bar.update(len(order) // len(shards))
+                    continue
+                model = model or load()
+                started = time.monotonic()
+                scores = _score_file(model, model_name, shards[shard], order, args, device, pool, bar.update)
+                correct, expected = (
+                    np.append(correct, scores["correct"]),
+                    np.append(expected, recorded[scores["index"]]),
+                )
+                check_agreement(correct, expected, model_name, spread=3)
+                seconds = round(time.monotonic() - started, 3)
+                made_by = provenance(device=str(device), batch_size=args.batch_size, seconds=seconds)
+                parts[shard].save(arrays_bytes(**scores), made_by)
+
+    with exclusive(folder):
+        if all([output.finished(overwrite=args.overwrite) for output in outputs]):
+            return "scored, and merged by another job"
+        done = sum(part.finished(overwrite=args.overwrite) for part in parts)
+        if done < len(parts):
+            return f"{done} of {len(parts)} files scored"
+        merged = _merge(parts, len(order))
+        check_agreement(merged["correct"], recorded, model_name)
+        keep_index(score_dir, order.index)
+        made_by = provenance(device=str(device), batch_size=args.batch_size, files=len(parts))
+        for output, array in zip(outputs, (merged["curvature"], merged["trace"], order.labels), strict=True):
+            output.save(array_bytes(array), made_by)
+        shutil.rmtree(parts_dir)
+    return "scored"
+
+
+def _score_file(
+    model: nn.Module,
+    model_name: str,
+    path: Path,
+    order: ImageNetIndex,
+    args: cli.Namespace,
+    device: torch.device,
+    pool: ThreadPoolExecutor,
+    progress: Callable[[int], object],
+) -> dict[str, np.ndarray]:
+    columns: dict[str, list[np.ndarray]] = {"index": [], "curvature": [], "trace": [], "correct": []}
+    for batch in stream(path, order.labels, batch_size=args.batch_size, pool=pool):
+        columns["index"].append(batch.index)
+        columns["correct"].append(correctness(model, batch.images, batch.labels, args.batch_size, device))
+        try:
+            scores = curvature(
+                model, batch.images, batch.labels, batch.index, h=args.h, n_probes=args.n_probes, temp=args.temp,
+                seed=args.probe_seed, batch_size=args.batch_size, device=device, progress=progress,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(f"{model_name}: {error}") from error
+        columns["curvature"].append(scores.curvature)
+        columns["trace"].append(scores.trace)
+    if not columns["index"]:
+        raise InputError(f"{path}: no records")
+    return {name: np.concatenate(values) for name, values in columns.items()}
+
+
+def _merge(parts: Sequence[Output], size: int) -> dict[str, np.ndarray]:
+    """Place the scores of every file by index; every index must come once."""
+    merged = {
+        "curvature": np.empty(size, np.float32),
+        "trace": np.empty(size, np.float32),
+        "correct": np.empty(size, bool),
+    }
+    owner = np.full(size, -1)
+    for number, part in enumerate(parts):
+        with np.load(io.BytesIO(part.path.read_bytes()), allow_pickle=False) as scores:
+            index = scores["index"]
+            twice = index[owner[index] >= 0]
+            if twice.size:
+                first = parts[owner[twice[0]]].path.parent.name
+                raise InputError(
+                    f"index {twice[0]} is in {first} and in {part.path.parent.name}; build the files again"
+                )
+            owner[index] = number
+            for name, array in merged.items():
+                array[index] = scores[name]
+    missing = np.flatnonzero(owner < 0)
+    if missing.size:
+        raise InputError(f"{missing.size} examples are in no TFRecord file, the first is index {missing[0]}")
+    return merged

@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser.add_argument(
         "--distance_unit", choices=DISTANCE_UNITS, default="batch_mean", help="unit of `distance (sum)`"
     )
-    parser.add_argument("--output_dir", type=Path, help="default: compo_res beside the first file's directory")
+    parser.add_argument("--output_dir", type=Path, help="compo_res beside the first file's directory by default")
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -14,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import assert_refused, run_script, start_script, tree
 from scipy import special
 
 from libdata import store
 from libdata.errors import InputError
 from libdata.sensitivity_results import read_results
-from tests.conftest import assert_refused, run_script, start_script, tree
 
 COMPO = "renyi_per_instance_sum_compo.py"
 CONCAT, SPLIT = "sensitivity/res/res_concat.py", "sensitivity/res/res_splitter.py"
@@ -443,3 +444,11 @@ def test_epsilons_of_single_steps(files):
             assert with_point - math.exp(epsilon) * special.ndtr(-cut / SIGMA) == pytest.approx(1e-4, rel=1e-6)
     assert np.all(table["epsilon mean"] <= table["epsilon max"])
     assert np.all(table["epsilon max"] <= table["epsilon data-independent"])
+
+
+@pytest.mark.parametrize("script", [CONCAT, SPLIT, RANK, EVAL, "sensitivity/eps_delta.py"])
+def test_help_explains_every_flag_and_its_default(script):
+    text = run_ok(script, "--help")
+    for entry in re.split(r"\n  (?=-)", text.split("options:\n")[1])[2:]:
+        words = " ".join(entry.split())
+        assert words.endswith(")") or "by default" in words, words

@@ -25,7 +25,9 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="result files")
-    parser.add_argument("--output_dir", type=Path, help="default: res_per_point beside the first file")
+    parser.add_argument(
+        "--output_dir", type=Path, help="folder to write to; by default res_per_point beside the first file"
+    )
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
 

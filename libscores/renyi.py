@@ -187,7 +187,7 @@ def composed_cost(
         total_steps: T, steps of the whole run.
         sample_rate: q in [0, 1].
         noise_multiplier: sigma > 0.
-        order: a >= 2.
+        order: a >= 2; a fractional one is rounded up.
         holder_exponent: p > 1, may be infinite (derived only).
         convention: Which formula.
         fractional_orders: D at a fractional a_i (derived only): by linear interpolation of the log moment (a-1) D_a,
@@ -200,7 +200,7 @@ def composed_cost(
     s, steps = _check_trajectories(sensitivity, steps, total_steps)
     if convention == "published" and holder_exponent == math.inf:
         raise ValueError("the published convention needs a finite holder_exponent")
-    whole_orders(order)
+    order = int(whole_orders(order))
     position = np.maximum(total_steps - 1 - steps, 0) if convention == "derived" else steps
     schedule = order_schedule(order, holder_exponent, position, convention)
     orders = np.unique([np.floor(schedule), np.ceil(schedule)]).astype(np.int64)
@@ -251,7 +251,7 @@ def compose(
         total_steps: T, steps of the whole run.
         sample_rate: q in [0, 1].
         noise_multiplier: sigma > 0.
-        order: a >= 2.
+        order: a >= 2; a fractional one is rounded up.
         step_weights: Steps that each column stands for, shape (S,), see `interpolation_weights`; ones if not given.
         fractional_orders: See `composed_cost`.
         run_weights: Probability of each run, shape (R,); equal if not given.
@@ -260,8 +260,8 @@ def compose(
         ValueError: An argument is out of range.
     """
     s, steps = _check_trajectories(sensitivity, steps, total_steps)
-    whole_orders(order)
-    orders = np.arange(math.floor(order), math.ceil(1 + (order - 1) * _MAX_GROWTH) + 1)
+    order = int(whole_orders(order))
+    orders = np.arange(order, math.ceil(1 + (order - 1) * _MAX_GROWTH) + 1)
     result = Composition(np.empty(s.shape[1:]), np.empty(s.shape[2]), np.empty(s.shape[2]))
     for points, divergence in _divergence_blocks(s, sample_rate, noise_multiplier, orders):
         block = _best_composition(
@@ -358,7 +358,7 @@ def _check_trajectories(sensitivity: np.ndarray, steps: np.ndarray, total_steps:
 
 def _check_steps(steps: np.ndarray, total_steps: int) -> None:
     if steps.size == 0 or np.any(np.diff(steps) <= 0) or steps[0] < 0 or steps[-1] > total_steps or total_steps < 1:
-        raise ValueError(f"steps must be whole, increasing and in 0...{total_steps}, got {steps}")
+        raise ValueError(f"steps must increase within 0...{total_steps}, got {steps}")
 
 
 def interpolation_weights(steps: np.ndarray, total_steps: int) -> np.ndarray:
@@ -547,7 +547,7 @@ def account(
         total_steps: T, steps of the whole run.
         sample_rate: q in [0, 1].
         noise_multiplier: sigma > 0.
-        order: a >= 2.
+        order: a >= 2; a fractional one is rounded up.
         delta: In (0, 1).
         convention: "published" composes as the published code does: p is three times the last step, orders count from
             the first step, and the total is over the measured steps only.

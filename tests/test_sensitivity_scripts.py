@@ -211,6 +211,7 @@ def change(column: str, value: object, row: int | slice = 7):
 
 BAD_FILES = {
     "nan": (change("distance (sum)", math.nan), ["row 9", "distance (sum)"]),
+    "all nan": (change("distance (sum)", math.nan, slice(None)), ["row 2", "distance (sum)"]),
     "negative": (change("distance (sum)", -0.001), ["row 9", "-0.001"]),
     "infinite": (change("distance (sum)", math.inf), ["row 9", "inf"]),
     "text": (change("distance (sum)", "much"), ["distance (sum)", "not a number"]),

@@ -42,9 +42,9 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
         help="divergence at the fractional orders the derived composition meets",
     )  # fmt: skip
     parser.add_argument("--measured_only", action="store_true", help="total over measured steps, not interpolated")
-    parser.add_argument("--total_steps", type=cli.positive_int, help="steps of a run (default: from the files)")
-    parser.add_argument("--output_dir", type=Path, help="default: compo_res beside the first file's directory")
-    parser.add_argument("--name", help="default: compo_<file>, or compo_res_all for several files")
+    parser.add_argument("--total_steps", type=cli.positive_int, help="steps of a run; by default what the files say")
+    parser.add_argument("--output_dir", type=Path, help="compo_res beside the first file's directory by default")
+    parser.add_argument("--name", help="name of the outputs; by default compo_<file>, compo_res_all for several")
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
 

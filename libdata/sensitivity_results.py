@@ -145,7 +145,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise InputError(f"{path}: cannot read as CSV: {error}") from error
     if table.empty:
         raise InputError(f"{path}: holds no rows")
-    present = [name for name in wanted if name in numeric and not table[name].isna().all()]
+    needed = {*_REQUIRED, *columns}
+    present = [name for name in wanted if name in needed or (name in numeric and not table[name].isna().all())]
     _check_numbers(path, table, present)
     for name in present:
         table[name] = table[name].astype(np.int64 if name in ("step", "point") else np.float64)
@@ -280,7 +281,7 @@ def _read_columns(path: str | Path, names: Sequence[str], unique: Sequence[str] 
     if missing:
         raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(map(repr, _header(path)))}")
     try:
-        table = pd.read_csv(path, usecols=list(names), float_precision="round_trip")
+        table = pd.read_csv(path, usecols=list(names))
     except (UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: cannot read as CSV: {error}") from error
     if table.empty:

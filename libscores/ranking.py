@@ -61,7 +61,7 @@ class TrajectorySimilarity(NamedTuple):
     correlation: np.ndarray
     """Pearson correlation over steps; NaN where one is constant."""
     relative_distance: np.ndarray
-    """||before - after|| / ||before||; NaN where `before` is zero throughout."""
+    """||before - after|| / ||before||; infinite or NaN where `before` is zero throughout."""
 
 
 def trajectory_similarity(before: np.ndarray, after: np.ndarray) -> TrajectorySimilarity:

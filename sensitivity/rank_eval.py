@@ -35,13 +35,17 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument("before", type=Path, help="ranking before")
     parser.add_argument("after", type=Path, help="ranking after; its points must be among those before")
-    parser.add_argument("--results_before", type=Path, nargs="+", default=[], help="result files behind `before`")
-    parser.add_argument("--results_after", type=Path, nargs="+", default=[], help="result files behind `after`")
+    parser.add_argument(
+        "--results_before", type=Path, nargs="+", default=[], help="result files behind `before`; none by default"
+    )
+    parser.add_argument(
+        "--results_after", type=Path, nargs="+", default=[], help="result files behind `after`; none by default"
+    )
     parser.add_argument("--paired", action="store_true", help="run k of both lists has the same seed")
     parser.add_argument("--alpha", type=cli.number(float, at_least=2), default=8.0, help="order of realised costs")
     parser.add_argument("--resamples", type=cli.positive_int, default=200, help="bootstrap resamples of the runs")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of resamples and permutations")
-    parser.add_argument("--output", type=Path, help="CSV to write the table to")
+    parser.add_argument("--output", type=Path, help="CSV to write the table to; none by default")
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
 

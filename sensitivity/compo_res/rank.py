@@ -31,7 +31,9 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser.add_argument("file", type=Path, help="totals, or costs per step")
     parser.add_argument("--cost", default="composed bound", help="column of the totals file to rank by")
     parser.add_argument("--show", type=cli.non_negative_int, default=10, help="points to show at each end")
-    parser.add_argument("--select", type=cli.positive_int, help="number of points to write for removal")
+    parser.add_argument(
+        "--select", type=cli.positive_int, help="number of points to write for removal; none by default"
+    )
     parser.add_argument("--which", choices=("cheapest", "dearest", "random"), default="cheapest", help="which of them")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of --which random")
     cli.add_overwrite(parser)

@@ -24,7 +24,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="result files")
-    parser.add_argument("--output", type=Path, help="default: res_concat.csv beside the first file")
+    parser.add_argument("--output", type=Path, help="file to write; by default res_concat.csv beside the first file")
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
 

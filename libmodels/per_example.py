@@ -169,7 +169,11 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
     """Return the values under the kernel at every output position, shape (B, T, P), in any order of the P."""
     if images.shape[1] == 1:  # channels last would leave runs of one kernel width to copy
         return unfold2d(
-            images.contiguous(), kernel_size=layer.kernel_size, padding=layer.padding, stride=layer.stride, dilation=layer.dilation
+            images.contiguous(),
+            kernel_size=layer.kernel_size,
+            padding=layer.padding,
+            stride=layer.stride,
+            dilation=layer.dilation,
         ).transpose(1, 2)
     (up, left), (down, right) = layer.padding, layer.stride
     padded = F.pad(images, (left, left, up, up)).permute(0, 2, 3, 1).contiguous()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from libdata.datasets import load_dataset
 from libdata.errors import InputError
 from libdata.store import Output
-from libmodels import build_model
 from libmodels.checkpoints import ModelSpec, to_bytes
 from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, read_state, seeded_model, train_private
 from libmodels.per_example import PerExampleGradients
@@ -192,7 +191,9 @@ def test_a_state_continues_bit_for_bit(digits, tmp_path: Path, mode: str, optimi
     assert train_private(undisturbed, state) and not state.path.exists()
     stopped = make(digits, **changes)
     steps: list[int] = []
-    assert not train_private(stopped, state, stopping=lambda: stopped.step == 3, report=lambda s: steps.append(s.number))
+    assert not train_private(
+        stopped, state, stopping=lambda: stopped.step == 3, report=lambda s: steps.append(s.number)
+    )
     assert steps == [1, 2, 3] and stopped.step == 3
     resumed = make(digits, **changes)
     assert train_private(resumed, state, kept=read_state(state), report=lambda s: steps.append(s.number))
@@ -230,7 +231,9 @@ def test_callbacks_are_repeated_from_the_saved_state_on(digits, tmp_path: Path) 
         stopping=lambda: first.step == 4,
     )  # fmt: skip
     second = make(digits)
-    train_private(second, state, kept=read_state(state), at=range(7), on_step=lambda t: seen.append((t.step, weights(t.model))))
+    train_private(
+        second, state, kept=read_state(state), at=range(7), on_step=lambda t: seen.append((t.step, weights(t.model)))
+    )
     assert [step for step, _ in seen] == [0, 1, 2, 3, 4, 4, 5, 6]
     assert torch.equal(seen[4][1], seen[5][1])
 

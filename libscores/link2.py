@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from libscores.statistics import Estimate, PermutationTest, spearman
+from libscores.statistics import Estimate, PermutationTest, bootstrap_interval, spearman
 
 TRIM = 0.1
 """Share of the examples that the trimmed mean leaves out at each end."""
@@ -142,7 +142,8 @@ class Trend:
     """How a value moves with epsilon over single models.
 
     Attributes:
-        spearman: Spearman's correlation of epsilon and value, with a bootstrap percentile interval over seeds.
+        spearman: Spearman's correlation of epsilon and value, with a bootstrap interval over seeds (value +- Student's
+            quantile times the standard error, within [-1, 1]; percentiles would miss the value itself).
         permutation: The same correlation against shuffled values.
     """
 
@@ -167,9 +168,10 @@ def trend(epsilons: np.ndarray, values: np.ndarray, n_resamples: int = 999, seed
         rows = [rng.choice(row[np.isfinite(row)], np.isfinite(row).sum()) for row in values]
         drawn.append(spearman(np.repeat(epsilons, [len(row) for row in rows]), np.concatenate(rows)))
     value = spearman(x, y)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    interval = bootstrap_interval(value, np.array(drawn), values.shape[1])
+    interval = Estimate(value, max(interval.low, -1.0), min(interval.high, 1.0))
     null = np.array([spearman(x, rng.permutation(y)) for _ in range(n_resamples)])
     null_low, null_high = np.quantile(null, [0.025, 0.975])
     p_value = (1 + np.count_nonzero(np.abs(null) >= abs(value))) / (1 + n_resamples)
     test = PermutationTest(value, float(null_low), float(null_high), float(p_value))
-    return Trend(Estimate(value, float(low), float(high)), test)
+    return Trend(interval, test)

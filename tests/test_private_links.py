@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TRAIN_FLAGS, assert_refused, run_script, tree, write_config
+from conftest import ROOT, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 
 from libdata.fz import read_run
 from libdata.index import load_array
@@ -112,3 +114,30 @@ def test_too_few_models_are_said_and_the_rest_goes_on(family: Path) -> None:
     assert refused.returncode == 2 and "epsilon 2: memorization needs at least two models" in refused.stderr
     for script in ("loss_v_priv.py", "calc_private_memorization.py", "calc_curv_private_models.py"):
         assert_refused(run_script(script, "--dataset", "cifar10", "--config", config), "no private model of cifar10")
+
+
+def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
+    choice = ("--dataset", "mnist", "--arch", "smallcnn", "--n_probes", 2, "--config", family / "config.json")
+    assert run_script("calc_curv_private_models.py", *choice).returncode == 0
+    dirs = {key: family / key for key in ("private_model_dir", "score_dir")}
+    config = write_config(tmp_path, **dirs)
+    parameters = ["-p", "config", str(config), "-y", "datasets: [mnist]", "-p", "arch", "smallcnn"]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        "sh",
+        "scripts/run_notebook.sh",
+        "notebooks/curv_privacy.ipynb",
+        str(tmp_path / "figure_dir"),
+        *parameters,
+    ]
+    result = subprocess.run(
+        [*command, "-p", "suffix", "memorization_*"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "figure_dir" / "results_link2_curvature.json").read_text())
+    assert {row["statistic"] for row in rows} >= {f"Spearman(epsilon, {s} curvature)" for s in ("mean", "median")}
+    assert (tmp_path / "figure_dir" / "curv_privacy_mnist_smallcnn.png").stat().st_size > 10_000

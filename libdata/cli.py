@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,14 +125,51 @@ def progress(total: int, description: str, unit: str) -> tqdm:
     return _LogLines(total=total, desc=description, unit=unit, leave=False, mininterval=30, delay=30, bar_format=form)
 
 
+class Stopped(Exception):
+    """Work was left in good order after a signal; scripts print the message and exit with 128 + `signum`."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Take SIGTERM and Ctrl-C as a wish to stop: yield a function that returns the signal received, else 0.
+
+    A second signal interrupts at once.
+    """
+    received: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def warn(message: str) -> None:
+    """Print a line on stderr about something that is left out."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+
+
 def run(main: Callable[[], object]) -> NoReturn:
-    """Call a script's `main` and exit: 0 when done, 2 on an input error (one line), 130 on Ctrl-C."""
+    """Call a script's `main` and exit: 0 done, 2 input error (one line), 130 Ctrl-C, 143 stopped by SIGTERM."""
     name = Path(sys.argv[0]).name
     try:
         main()
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(f"{name}: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -22,6 +22,10 @@ class Config:
     """Data sets, in the folders torchvision uses."""
     fz_model_dir: Path
     """Ensembles in the Feldman-Zhang layout: <dataset>_<arch>/<ratio>/<run>/."""
+    private_model_dir: Path
+    """Private models: <dataset>_<arch>_eps_<epsilon>_<suffix>/model.pt, aux_arrays.npz and their sidecars."""
+    sensitivity_dir: Path
+    """Per-instance study: res/ (gradient norms), models/ (checkpoints), compo_res/ (costs)."""
     score_dir: Path
     """Scores: <model name>/curv_scores_<model name>_<h>.npy and their sidecars."""
     imagenet_dir: Path

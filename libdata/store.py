@@ -118,7 +118,7 @@ class Output:
         if kept["settings"] != wanted:
             if overwrite:
                 return False
-            there, asked = _leaves(kept["settings"]), _leaves(wanted)
+            there, asked = flatten(kept["settings"]), flatten(wanted)
             differences = [
                 f"{key}: {there.get(key, 'nothing')} there, {asked.get(key, 'nothing')} asked for"
                 for key in sorted({*there, *asked})
@@ -146,12 +146,12 @@ class Output:
         self.sidecar.unlink(missing_ok=True)
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested settings to dotted keys and values as JSON."""
     leaves: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[prefix + key] = json.dumps(value)
     return leaves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,17 @@ class ModelSpec:
 def to_bytes(content: dict[str, Any]) -> bytes:
     """Serialise tensors and plain values; the bytes depend on the content only."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_shared_strings(content), buffer)
     return buffer.getvalue()
+
+
+def _shared_strings(content: Any) -> Any:
+    """Rebuild containers with equal strings as one object: a pickle repeats an object by reference."""
+    if isinstance(content, dict):
+        return {_shared_strings(key): _shared_strings(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(_shared_strings, content))
+    return sys.intern(content) if type(content) is str else content
 
 
 def model_bytes(model: nn.Module, spec: ModelSpec, **extra: Any) -> bytes:

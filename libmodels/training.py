@@ -133,3 +133,11 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 
         correct.append(logits.argmax(1) == y)
         prob.append(logits.softmax(1).gather(1, y[:, None])[:, 0])
     return torch.cat(correct).cpu().numpy(), torch.cat(prob).float().cpu().numpy()
+
+
+@torch.inference_mode()
+def example_losses(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> np.ndarray:
+    """Return the cross-entropy of every example, float32 (N,); arguments as for `predict`."""
+    model.eval()
+    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in parts]).float().cpu().numpy()

@@ -179,11 +179,14 @@ def _scoring(model: nn.Module, device: torch.device | str) -> Iterator[torch.mem
     """Put a model in evaluation mode on the device, parameters frozen; restore modes and flags at the end."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    precise = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # its 10 bits drown a difference
     layout = torch.channels_last
     model.to(device).to(memory_format=layout).eval().requires_grad_(False)
     try:
         yield layout
     finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precise
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in flags:

@@ -51,7 +51,7 @@ def bootstrap_weights(n_runs: int, n_resamples: int, seed: int) -> np.ndarray:
     return rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs), size=n_resamples).astype(np.float64)
 
 
-def bootstrap_interval(value: float, resampled: np.ndarray) -> Estimate:
+def bootstrap_interval(value: float, resampled: np.ndarray, n_runs: int | None = None) -> Estimate:
     """Return value +- 1.96 bootstrap standard errors.
 
     The standard interval (Efron, Tibshirani 1993, chapter 12) and not percentiles: resampling runs adds noise to
@@ -60,9 +60,15 @@ def bootstrap_interval(value: float, resampled: np.ndarray) -> Estimate:
     Args:
         value: The statistic on all runs.
         resampled: The statistic on every resample, shape (R,); NaN where undefined.
+        n_runs: Number of runs resampled, for a handful: Student's quantile at n_runs - 1 in place of 1.96, and the
+            standard error times sqrt(n_runs / (n_runs - 1)), which resampling n_runs of them loses. One run gives NaN.
     """
     finite = resampled[np.isfinite(resampled)]
     error = float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
+    if n_runs == 1:
+        error = float("nan")
+    elif n_runs is not None:
+        error *= float(stats.t.ppf(0.975, n_runs - 1)) / 1.959964 * (n_runs / (n_runs - 1)) ** 0.5
     return Estimate(value, value - 1.959964 * error, value + 1.959964 * error)
 
 

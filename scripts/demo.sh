@@ -2,6 +2,7 @@
 # The whole story on real MNIST digits: set-up, data, training, scoring, figures, a table of results.
 #   sh scripts/demo.sh [-j N]     N jobs at a time, by default one per core
 # Interrupted, it goes on where it was when started again. Everything it makes is in results/demo.
+# shellcheck disable=SC2086  # words of $common and $seeds are meant to split
 set -eu
 cd "$(dirname -- "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
@@ -17,20 +18,36 @@ out=results/demo
 mkdir -p "$out/figures"
 
 step() { printf '\n%s\n' "$*"; }
-step "1/4 MNIST"
+step "1/6 MNIST"
 python -m libdata.download mnist
-common="--config scripts/demo_config.json --dataset mnist --arch smallcnn --runs 60 --runs_per_job 10"
-step "2/4 Link 1: 60 networks on random 70 % of 2,000 digits"
-# shellcheck disable=SC2086  # words of $common are meant to split
-sh scripts/create_fz_train_jobs.sh $common --subset 2000 >"$out/train_fz.sh"
+common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
+step "2/6 Link 1: 60 networks on random 70 % of 2,000 digits"
+sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 2000 >"$out/train_fz.sh"
 sh scripts/run_jobs.sh "$out/train_fz.sh" -j "$jobs"
-step "3/4 Link 1: curvature of every digit under every network"
-# shellcheck disable=SC2086
-sh scripts/create_fz_curve_scorer_jobs.sh $common >"$out/score_fz.sh"
+step "3/6 Link 1: curvature of every digit under every network"
+sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 >"$out/score_fz.sh"
 sh scripts/run_jobs.sh "$out/score_fz.sh" -j "$jobs"
-step "4/4 Notebook and figures"
+
+step "4/6 Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
+seeds="0 1 2 3 4 5"
+epsilons="1 5 10 20 40 100"
+python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
+sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
+    --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
+sh scripts/run_jobs.sh "$out/train_dp.sh" -j "$jobs"
+step "5/6 Link 2: curvature of every digit under every private network"
+for seed in $seeds; do
+    echo "python calc_curv_private_models.py $common --seed $seed"
+done >"$out/score_dp.sh"
+sh scripts/run_jobs.sh "$out/score_dp.sh" -j "$jobs"
+
+step "6/6 Figures and notebooks"
+python loss_v_priv.py $common
+python calc_private_memorization.py $common
 sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb "$out/figures" \
     -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
+sh scripts/run_notebook.sh notebooks/curv_privacy.ipynb "$out/figures" \
+    -p config scripts/demo_config.json -y "datasets: [mnist]" -p arch smallcnn -p suffix 'memorization_seed_*'
 
 echo
 python scripts/print_results.py "$out/figures"

@@ -3,7 +3,7 @@
 # if wanted: the defaults $runs and $per_job, and $inclusive=1 for a script with --start_idx and a last --stop_idx.
 # shellcheck shell=sh disable=SC2154
 set -eu
-quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
+. "$(dirname -- "$0")/quoted.sh"
 runs=${runs:-1000} per_job=${per_job:-1} inclusive=${inclusive:-0} flags=''
 if [ "$inclusive" = 1 ]; then first=--start_idx last=--stop_idx; else first=--start_run last=--stop_run; fi
 while [ $# -gt 0 ]; do

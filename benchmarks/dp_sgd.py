@@ -1,0 +1,145 @@
+"""Time a step of train_dp.py beside the published way to take it and beside two plain backward passes.
+
+    python benchmarks/dp_sgd.py [--arch lenet5 smallcnn] [--batch_size B] [--steps S] [--rounds R] [--threads T]
+
+The published way (arXiv 2402.18726): Opacus's default per-sample-gradient hooks behind `make_private`, a
+DataLoader over a torchvision data set, and transforms (to a tensor, normalise, resize for LeNet) of every image
+each time it is read. Ours: libmodels.dp_training on the data as one tensor. Both take S noisy steps on real MNIST
+digits with the same expected batch size B, sample rate, noise and optimizer. The floor: a forward and two backward
+passes over a batch of B in memory, without privacy. Rates are examples per second; each round's ratio is taken,
+and the median is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from opacus import PrivacyEngine
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from libdata.config import load_config
+from libdata.datasets import DATASETS, load_dataset
+from libmodels import ARCHITECTURES, build_model
+from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer
+
+NOISE_MULTIPLIER, LR = 1.0, 1e-3
+
+
+class Images(Dataset):
+    """MNIST as torchvision serves it: a PIL image per item, through the transforms."""
+
+    def __init__(self, pixels: torch.Tensor, labels: torch.Tensor, size: int | None) -> None:
+        source = DATASETS["mnist"]
+        resize = [] if size is None else [transforms.Resize(size)]
+        steps = [*resize, transforms.ToTensor(), transforms.Normalize(source.mean, source.std)]
+        self.transform = transforms.Compose(steps)
+        self.pixels = [transforms.functional.to_pil_image(image) for image in pixels]
+        self.labels = labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.pixels[row]), self.labels[row]
+
+
+def published(arch: str, images: Images, batch_size: int) -> Callable[[int], int]:
+    """Return a function that takes noisy steps the published way and counts the examples."""
+    model = build_model(arch, num_classes=10, in_channels=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no secure random numbers
+        model, optimizer, loader = PrivacyEngine(accountant="rdp").make_private(
+            module=model,
+            optimizer=torch.optim.RMSprop(model.parameters(), lr=LR),
+            data_loader=DataLoader(images, batch_size=batch_size),
+            noise_multiplier=NOISE_MULTIPLIER,
+            max_grad_norm=1.0,
+        )
+    model.train()
+
+    def take(steps: int) -> int:
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        examples = 0
+        for x, y in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            examples += len(y)
+        return examples
+
+    return take
+
+
+def ours(arch: str, data, batch_size: int, mode: str) -> Callable[[int], int]:
+    """Return a function that takes steps of train_dp.py and counts the examples."""
+    model = build_model(arch, num_classes=10, in_channels=1)
+    settings = DPSettings(10**9, batch_size, NOISE_MULTIPLIER, lr=LR, grad_sample_mode=mode)
+    trainer = DPTrainer(model, data.images, data.labels, settings)
+    return lambda steps: sum(trainer.take_step().size for _ in range(steps))
+
+
+def two_backward_passes(arch: str, data, batch_size: int) -> Callable[[int], int]:
+    """Return a function that does the least work of clipping with two passes, and counts the examples."""
+    model = build_model(arch, num_classes=10, in_channels=1)
+    x, y = data.images[:batch_size], data.labels[:batch_size]
+
+    def take(steps: int) -> int:
+        for _ in range(steps):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward(retain_graph=True)
+            loss.backward()
+        return steps * batch_size
+
+    return take
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print rates and ratios for each architecture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=["lenet5", "smallcnn"], choices=ARCHITECTURES)
+    parser.add_argument("--batch_size", type=int, default=256, help="expected batch size (default 256)")
+    parser.add_argument("--examples", type=int, default=6000, help="digits in the data set (default 6000)")
+    parser.add_argument("--steps", type=int, default=12, help="steps per round (default 12)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(f"B = {args.batch_size}, {args.threads} thread(s), {args.rounds} rounds of {args.steps} steps, medians")
+    index = np.arange(args.examples)
+    for arch in args.arch:
+        size = ARCHITECTURES[arch].image_size
+        shape: dict[str, Any] = {"normalization": "standard", "image_size": size}
+        pixels = load_dataset("mnist", "train", load_config().data_dir, index=index)
+        data = load_dataset("mnist", "train", load_config().data_dir, index=index, **shape)
+        ways = {
+            "published": published(arch, Images(pixels.images, pixels.labels, size), args.batch_size),
+            **{f"ours, {mode}": ours(arch, data, args.batch_size, mode) for mode in GRAD_SAMPLE_MODES},
+            "two backward passes": two_backward_passes(arch, data, args.batch_size),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for round_number in range(args.rounds + 1):
+            for name, take in ways.items():
+                start = time.perf_counter()
+                examples = take(args.steps)
+                if round_number:
+                    rates[name].append(examples / (time.perf_counter() - start))
+        table = {name: np.array(values) for name, values in rates.items()}
+        for name, values in table.items():
+            against = np.median(values / table["published"]), np.median(values / table["two backward passes"])
+            print(
+                f"{arch}, {name}: {np.median(values):.0f} examples/s, {against[0]:.2f} times the published way, "
+                f"{against[1]:.2f} of two plain backward passes"
+            )
+
+
+if __name__ == "__main__":
+    main()

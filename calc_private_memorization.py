@@ -1,0 +1,94 @@
+"""Link 3: memorization of the most memorized examples against epsilon, with what privacy allows.
+
+    python calc_private_memorization.py --dataset mnist --arch smallcnn
+
+mem(i) is the mean probability of the true label under models trained with example i minus that under models trained
+without it, each mean over its own models (arXiv 2402.18726, Section 5.3). Bounds: 1 - exp(-epsilon), the paper's, and
+the total variation bound of (epsilon, delta)-differential privacy, which is tighter.
+
+Inputs: <private_model_dir>/<model>/aux_arrays.npz of models trained on the subsets of make_memorization_subsets.py,
+and its top_k.npy. Outputs: <score_dir>/private_memorization/<dataset>_<arch>.npy (score and standard error by epsilon
+and example, (2, E, k)) with a sidecar, and in figure_dir private_memorization_<dataset>_<arch>.png and .pdf and
+results_link3.json. Takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from libdata import cli
+from libdata.config import load_config
+from libdata.datasets import DATASETS, dataset_size
+from libdata.errors import InputError
+from libdata.figures import memorization_against_epsilon
+from libdata.index import check_index, index_digest, load_array
+from libdata.private_models import add_model_choice, check_comparable, find_private_models, memberships
+from libdata.results import ResultRow, save_figure, save_results
+from libdata.store import Output, array_bytes, exclusive, provenance
+from libmodels import ARCHITECTURES
+from libscores.link3 import private_memorization, pure_bound, total_variation_bound
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Estimate, save, plot."""
+    parser = cli.Parser(__doc__)
+    add_model_choice(parser, DATASETS, ARCHITECTURES)
+    parser.add_argument(
+        "--top_k", help="index of the examples (default: <private_model_dir>/subsets/<dataset>/top_k.npy)"
+    )
+    cli.add_overwrite(parser)
+    args = parser.parse_args(argv)
+    config = load_config(args.config)
+    models = find_private_models(config.private_model_dir, args)
+    check_comparable(models)
+    path = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
+    examples = np.sort(check_index(load_array(path), dataset_size(args.dataset, "train"), path))
+    deltas = {model.settings["privacy"]["delta"] for model in models}
+    groups = {epsilon: [m for m in models if m.epsilon == epsilon] for epsilon in sorted({m.epsilon for m in models})}
+    results = {}
+    for epsilon, group in groups.items():
+        masks, values = memberships(group, examples)
+        try:
+            results[epsilon] = private_memorization(masks, values)
+        except ValueError as error:
+            cli.warn(f"epsilon {epsilon:g}: {error}; going on without it")
+    if not results:
+        raise InputError(f"{config.private_model_dir}: no epsilon has enough models to estimate memorization")
+
+    name, epsilons, delta = f"{args.dataset}_{args.arch}", np.array(list(results)), max(deltas)
+    digests = {model.name: model.weights_sha256 for model in models if model.epsilon in results}
+    settings = {"epsilons": epsilons.tolist(), "models": digests, "top_k_sha256": index_digest(examples)}
+    output = Output(config.score_dir / "private_memorization" / f"{name}.npy", settings)
+    scores = np.array([[getattr(r.examples, key) for r in results.values()] for key in ("score", "standard_error")])
+    with exclusive(output.path.parent):
+        if not output.finished(overwrite=args.overwrite):
+            output.save(array_bytes(scores), provenance())
+
+    figure = memorization_against_epsilon(name, epsilons, list(results.values()), delta)
+    save_figure(figure, config.figure_dir, f"private_memorization_{name}")
+    rows, bounds = [], (pure_bound(epsilons), total_variation_bound(epsilons, delta))
+    for epsilon, result, pure, tight in zip(epsilons, results.values(), *bounds, strict=True):
+        mean, control, n_models = result.mean, result.shuffled, len(groups[epsilon])
+        verdict = "yes" if mean.value <= tight else "no"
+        claim = f"<= {pure:.3f} (Sec. 5.3)"
+        rows.append(
+            ResultRow(
+                "Link 3", f"mean memorization, epsilon {epsilon:g}", mean.value, mean.low, mean.high, claim, verdict
+            )
+        )
+        print(
+            f"epsilon {epsilon:g}: memorization {mean} over {n_models} models, membership shuffled {control}; "
+            f"bounds {tight:.4g} and {pure:.4g}; {result.examples.n_undefined} of {len(examples)} examples undefined"
+        )
+    last = results[epsilons[-1]].shuffled
+    label = f"control: membership shuffled, epsilon {epsilons[-1]:g}"
+    rows.append(ResultRow("Link 3", label, last.value, last.low, last.high, "", "control"))
+    save_results(config.figure_dir, "link3", rows)
+    print(f"{output.path} and figure {config.figure_dir / f'private_memorization_{name}.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,98 @@
+"""Result files as rows of text: joined, and taken apart, with every value as it was written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from libdata.errors import InputError
+from libdata.sensitivity_results import DISTANCE, SensitivityResults, table_bytes
+
+RUN = "run"
+
+
+def concatenate(paths: Sequence[Path]) -> bytes:
+    """Return the rows of several files as one CSV whose column `run` tells the files apart."""
+    header, rows = _read_rows(paths)
+    return _csv_bytes(header, rows)
+
+
+def split(paths: Sequence[Path], results: SensitivityResults, directory: Path) -> bytes:
+    """Write one file per run and point, res_run<X>_point<Y>.csv, and the averages over runs, res_runA_point<Y>.csv.
+
+    Every file appears whole or not at all.
+
+    Args:
+        paths: Result files, checked.
+        results: What `read_results` makes of them, with the column `distance (sum)`.
+        directory: Where the files go.
+
+    Returns:
+        The averages of all points as one CSV, `step,point,distance (sum)`.
+    """
+    header, rows = _read_rows(paths)
+    run, point = header.index(RUN), header.index("point")
+    groups: dict[tuple[str, int], list[list[str]]] = {}
+    for row in rows:
+        groups.setdefault((row[run], int(float(row[point]))), []).append(row)
+    for (name, position), group in groups.items():
+        _write_whole(directory / f"res_run{name}_point{position}.csv", _csv_bytes(header, group))
+    average = results.columns[DISTANCE].mean(axis=0).T
+    for position, curve in zip(results.points.tolist(), average, strict=True):
+        columns = {"step": results.steps, "point": np.full(curve.size, position), DISTANCE: curve}
+        _write_whole(directory / f"res_runA_point{position}.csv", table_bytes(columns))
+    everything = {
+        "step": np.tile(results.steps, results.points.size),
+        "point": np.repeat(results.points, results.steps.size),
+        DISTANCE: average.reshape(-1),
+    }
+    return table_bytes(everything)
+
+
+def _read_rows(paths: Sequence[Path]) -> tuple[list[str], Iterator[list[str]]]:
+    """Return a header, all files' columns and `run` last, and the rows in that order of columns."""
+    headers = []
+    for path in paths:
+        with open(path, newline="", encoding="utf-8") as file:
+            headers.append(next(csv.reader(file)))
+    header = [*dict.fromkeys(name for one in headers for name in one if name != RUN), RUN]
+    numbers = [match.group() for path in paths if (match := re.search(r"\d+$", path.stem))]
+    names = numbers if len(set(numbers)) == len(paths) else [str(1 + position) for position in range(len(paths))]
+
+    def rows() -> Iterator[list[str]]:
+        owner: dict[str, Path] = {}
+        for path, own_header, name in zip(paths, headers, names, strict=True):
+            take = [own_header.index(column) if column in own_header else None for column in header]
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.reader(file)
+                next(reader)
+                for row in reader:
+                    if not row:
+                        continue
+                    found = ["" if position is None else row[position] for position in take]
+                    found[-1] = found[-1] or name
+                    if owner.setdefault(found[-1], path) != path:
+                        raise InputError(f"{path}: run {found[-1]} is in {owner[found[-1]]} too")
+                    yield found
+
+    return header, rows()
+
+
+def _csv_bytes(header: list[str], rows: Iterable[list[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

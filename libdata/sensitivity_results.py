@@ -1,0 +1,307 @@
+"""Result files of the per-instance study: one row per point, step and run, with the norm of the point's gradient.
+
+The columns are the published ones. `distance (sum)` is the clipped norm divided by the batch size, `p` the sampling
+rate, `sigma` the noise multiplier, `cn` the clipping norm. Files may hold several runs; a run is told by its file and,
+within it, by whatever of `run`, `save_name`, `res_name`, `id` and `seed` the file has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from libdata.errors import InputError
+
+DISTANCE = "distance (sum)"
+STEP_COST = "Privacy cost"
+TOTAL = "Total Privacy Cost"
+DISTANCE_UNITS = ("batch_mean", "norm")
+
+_SETTINGS = ("sigma", "p", "batch_size", "cn")
+_REQUIRED = (DISTANCE, "step", "point", *_SETTINGS)
+_TEXT_SETTINGS = ("dataset", "model", "reduction")
+_IDENTITY = ("run", "save_name", "res_name", "id", "seed")
+_LENGTH = ("total_steps", "epochs")
+_CLIPPING_SLACK = 1e-4
+
+
+@dataclass(frozen=True)
+class SensitivityResults:
+    """Trajectories of several runs over the same points and steps.
+
+    Attributes:
+        sensitivity: min(||g||, C)/C, shape (R, S, P), in [0, 1].
+        points: Position of each point in the data set, shape (P,), increasing.
+        steps: Training step of each measurement, shape (S,), increasing.
+        runs: A label for each run, length R.
+        sample_rate: Poisson sampling rate q.
+        noise_multiplier: Noise standard deviation over the clipping norm.
+        batch_size: Expected batch size.
+        max_grad_norm: Clipping norm C.
+        total_steps: Steps of the whole training run.
+        accuracy: Test accuracy, shape (R, S), NaN where the files have none.
+        columns: Further columns that were asked for, each of shape (R, S, P).
+    """
+
+    sensitivity: np.ndarray
+    points: np.ndarray
+    steps: np.ndarray
+    runs: tuple[str, ...]
+    sample_rate: float
+    noise_multiplier: float
+    batch_size: int
+    max_grad_norm: float
+    total_steps: int
+    accuracy: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+def read_results(
+    paths: Sequence[str | Path],
+    distance_unit: str = "batch_mean",
+    columns: Sequence[str] = (),
+    total_steps: int | None = None,
+) -> SensitivityResults:
+    """Read and check result files that belong to one experiment.
+
+    Args:
+        paths: CSV files, each with one or more runs.
+        distance_unit: Unit of `distance (sum)`: "batch_mean" for clipped norm / batch size, as it is saved; "norm" to
+            take the number for the clipped norm itself, as one published reader does.
+        columns: Further numeric columns to return, for example "grad_norm" or "correct".
+        total_steps: Steps of the whole run; by default the column `total_steps`, else epochs / p, else last step + 1.
+
+    Raises:
+        InputError: A file is no result file, settings differ between rows, a value is out of range, a point lacks a
+            step or has it twice, runs have different points or steps, or two runs are identical bit for bit.
+    """
+    settings: dict[str, tuple[Any, Path]] = {}
+    runs: dict[str, _Run] = {}
+    for path in map(Path, paths):
+        table = _read_table(path, columns)
+        for name in (*_SETTINGS, *_TEXT_SETTINGS, *_LENGTH):
+            if name in table:
+                _one_value(name, table[name], path, settings)
+        for label, rows in _split_runs(path, table):
+            if label in runs:
+                raise InputError(f"{path}: given twice; a run counts once")
+            runs[label] = _arrange(label, rows, columns)
+    sigma, p, batch_size, cn = _check_settings(settings)
+    _check_one_experiment(runs)
+
+    first = next(iter(runs.values()))
+    scale = batch_size / cn if distance_unit == "batch_mean" else 1 / cn
+    sensitivity = np.stack([run.values[DISTANCE] for run in runs.values()])
+    sensitivity *= scale
+    for label, run, largest in zip(runs, runs.values(), sensitivity.max(axis=(1, 2)), strict=True):
+        if largest > 1 + _CLIPPING_SLACK:
+            raise InputError(
+                f"{label}: the largest {DISTANCE!r}, {run.values[DISTANCE].max():g}, is {largest:g} clipping norms if "
+                f"its unit is {distance_unit!r}; see --distance_unit"
+            )
+        if distance_unit == "batch_mean" and run.clipped_gap > _CLIPPING_SLACK * cn:
+            raise InputError(f"{label}: clipped_norm differs from {DISTANCE!r} times batch_size by {run.clipped_gap:g}")
+    return SensitivityResults(
+        sensitivity=np.minimum(sensitivity, 1.0, out=sensitivity),
+        points=first.points,
+        steps=first.steps,
+        runs=tuple(runs),
+        sample_rate=p,
+        noise_multiplier=sigma,
+        batch_size=int(batch_size),
+        max_grad_norm=cn,
+        total_steps=_total_steps(total_steps, settings, p, int(first.steps[-1])),
+        accuracy=np.stack([run.accuracy for run in runs.values()]),
+        columns={name: np.stack([run.values[name] for run in runs.values()]) for name in columns},
+    )
+
+
+class _Run(NamedTuple):
+    points: np.ndarray
+    steps: np.ndarray
+    values: dict[str, np.ndarray]
+    accuracy: np.ndarray
+    clipped_gap: float
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    numeric = {*_REQUIRED, *_LENGTH, *columns, "accuracy", "clipped_norm"}
+    text = {*_TEXT_SETTINGS, *_IDENTITY}
+    header = _header(path)
+    missing = [name for name in (*_REQUIRED, *columns) if name not in header]
+    if missing:
+        raise InputError(f"{path}: not a result file with what is needed, it lacks {', '.join(map(repr, missing))}")
+    wanted = [name for name in header if name in numeric or name in text]
+    try:
+        table = pd.read_csv(path, usecols=wanted, dtype=dict.fromkeys(text, "category"))
+    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise InputError(f"{path}: cannot read as CSV: {error}") from error
+    if table.empty:
+        raise InputError(f"{path}: holds no rows")
+    needed = {*_REQUIRED, *columns}
+    present = [name for name in wanted if name in needed or (name in numeric and not table[name].isna().all())]
+    _check_numbers(path, table, present)
+    for name in present:
+        table[name] = table[name].astype(np.int64 if name in ("step", "point") else np.float64)
+    return table
+
+
+def _one_value(name: str, column: pd.Series, path: Path, settings: dict[str, tuple[Any, Path]]) -> None:
+    for value in column.dropna().unique().tolist():
+        first, where = settings.setdefault(name, (value, path))
+        same = math.isclose(value, first, rel_tol=1e-9) if isinstance(first, float) else value == first
+        if not same:
+            raise InputError(f"{path}: {name} is {value}, but {first} in {where}; one analysis takes one {name}")
+
+
+def _split_runs(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    telling = [name for name in _IDENTITY if name in table and table[name].nunique(dropna=False) > 1]
+    if not telling:
+        yield str(path), table
+        return
+    for key, rows in table.groupby(telling, observed=True, dropna=False, sort=False):
+        yield f"{path} ({', '.join(f'{name} {value}' for name, value in zip(telling, key, strict=True))})", rows
+
+
+def _arrange(label: str, rows: pd.DataFrame, columns: Sequence[str]) -> _Run:
+    """Return one run's columns as (step, point) arrays, after checking that each pair is there exactly once."""
+    points, point_position = np.unique(rows["point"].to_numpy(), return_inverse=True)
+    steps, step_position = np.unique(rows["step"].to_numpy(), return_inverse=True)
+    cell = step_position * points.size + point_position
+    count = np.bincount(cell, minlength=steps.size * points.size)
+    for wrong, what in ((count > 1, "more than once"), (count == 0, "not at all")):
+        if wrong.any():
+            step, point = divmod(int(np.flatnonzero(wrong)[0]), points.size)
+            raise InputError(f"{label}: point {points[point]} has step {steps[step]} {what}")
+
+    def arranged(name: str) -> np.ndarray:
+        values = np.empty(cell.size)
+        values[cell] = rows[name].to_numpy()
+        return values.reshape(steps.size, points.size)
+
+    accuracy = arranged("accuracy")[:, 0] if "accuracy" in rows else np.full(steps.size, math.nan)
+    gap = (rows["clipped_norm"] - rows[DISTANCE] * rows["batch_size"]).abs().max() if "clipped_norm" in rows else 0.0
+    return _Run(points, steps, {name: arranged(name) for name in (DISTANCE, *columns)}, accuracy, float(gap))
+
+
+def _check_settings(settings: dict[str, tuple[Any, Path]]) -> list[float]:
+    fine = {
+        "sigma": lambda value: value > 0,
+        "p": lambda value: 0 < value <= 1,
+        "batch_size": lambda value: value >= 1 and value == int(value),
+        "cn": lambda value: value > 0,
+    }
+    for name, check in fine.items():
+        value, path = settings[name]
+        if not check(value):
+            raise InputError(f"{path}: {name} is {value:g}, out of range")
+    reduction, path = settings.get("reduction", ("sum", Path()))
+    if reduction != "sum":
+        raise InputError(f"{path}: reduction is {reduction!r}; the composition takes the sum rule only")
+    return [float(settings[name][0]) for name in _SETTINGS]
+
+
+def _check_one_experiment(runs: dict[str, _Run]) -> None:
+    first_label, first = next(iter(runs.items()))
+    seen: dict[bytes, str] = {}
+    for label, run in runs.items():
+        for name, here, there in (("point", run.points, first.points), ("step", run.steps, first.steps)):
+            extra = np.setxor1d(here, there)
+            if extra.size:
+                raise InputError(f"{name} {extra[0]} is in only one of {first_label} and {label}")
+        digest = hashlib.sha256(run.values[DISTANCE].tobytes() + run.accuracy.tobytes()).digest()
+        if digest in seen:
+            raise InputError(f"{label}: identical bit for bit to {seen[digest]}; one run counts once, leave one out")
+        seen[digest] = label
+
+
+def _total_steps(given: int | None, settings: dict[str, tuple[Any, Path]], p: float, last_step: int) -> int:
+    if given is not None:
+        total, source = given, "--total_steps"
+    elif "total_steps" in settings:
+        total, source = int(settings["total_steps"][0]), "column total_steps"
+    elif "epochs" in settings:
+        total, source = math.floor(settings["epochs"][0] / p + 1e-6), "epochs / p"
+    else:
+        return last_step + 1
+    if last_step > total or total < 1:
+        raise InputError(f"step {last_step} is beyond the {total} steps of the run ({source}); see --total_steps")
+    return total
+
+
+def read_ranking(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a ranking file, `point,Total Privacy Cost`.
+
+    Returns:
+        Points, int64, and their total costs, in the file's order, each of shape (P,).
+
+    Raises:
+        InputError: The file cannot be read, lacks a column, repeats a point or holds a cost that is no number >= 0.
+    """
+    table = _read_columns(path, ("point", TOTAL))
+    return table["point"].astype(np.int64), table[TOTAL]
+
+
+def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read one cost column of a totals file; the published per-step files, `point,step,Privacy cost`, are added up.
+
+    Raises:
+        InputError: The file cannot be read or has neither form, a point is repeated, or a cost is no number >= 0.
+    """
+    header = _header(path)
+    if cost not in header and {"point", "step", STEP_COST} <= set(header):
+        steps = _read_columns(path, ("point", "step", STEP_COST), unique=("point", "step"))
+        points, position = np.unique(steps["point"].astype(np.int64), return_inverse=True)
+        return points, np.bincount(position, steps[STEP_COST])
+    table = _read_columns(path, ("point", cost))
+    return table["point"].astype(np.int64), table[cost]
+
+
+def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Return columns of equal length as CSV; floats are written so that they read back exactly."""
+    return pd.DataFrame(dict(columns)).to_csv(index=False).encode()
+
+
+def _header(path: str | Path) -> list[str]:
+    try:
+        return list(pd.read_csv(path, nrows=0).columns)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: cannot read as CSV: {error}") from error
+
+
+def _read_columns(path: str | Path, names: Sequence[str], unique: Sequence[str] = ("point",)) -> dict[str, np.ndarray]:
+    missing = [name for name in names if name not in _header(path)]
+    if missing:
+        raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(map(repr, _header(path)))}")
+    try:
+        table = pd.read_csv(path, usecols=list(names))
+    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise InputError(f"{path}: cannot read as CSV: {error}") from error
+    if table.empty:
+        raise InputError(f"{path}: holds no rows")
+    _check_numbers(path, table, names)
+    repeated = np.flatnonzero(table.duplicated(list(unique)))
+    if repeated.size:
+        raise InputError(f"{path}: row {repeated[0] + 2}: point {table['point'][repeated[0]]:g} is repeated")
+    return {name: table[name].to_numpy(dtype=np.float64) for name in names}
+
+
+def _check_numbers(path: str | Path, table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse what is not a finite number >= 0, and points and steps that are not whole."""
+    for name in names:
+        if not (pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_bool_dtype(table[name])):
+            raise InputError(f"{path}: column {name!r} holds something that is not a number")
+        values = table[name].to_numpy(dtype=np.float64)
+        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+        if bad.size:
+            raise InputError(f"{path}: row {bad[0] + 2}: {name} is {values[bad[0]]:g}, must be finite and not negative")
+        fractional = np.flatnonzero(values != np.floor(values)) if name in ("step", "point") else bad
+        if fractional.size:
+            raise InputError(f"{path}: row {fractional[0] + 2}: {name} {values[fractional[0]]:g} is not whole")

@@ -1,0 +1,315 @@
+"""DP-SGD: training whose result is (epsilon, delta)-differentially private, deterministic and resumable.
+
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv 1607.00133 v2, Algorithm 1, with Poisson
+sampling: a step takes every example with probability q = B/N, scales each gradient to a norm of at most C, adds
+Gaussian noise of standard deviation noise_multiplier C to the sum and divides by the expected batch size B.
+
+Clipping and noise are Opacus's ("hooks": per-sample gradients in memory) or Opacus's noise on the clipped sum of
+libmodels.per_example ("ghost": the same sum, several times faster). A batch without an example still takes its
+noisy step. Noise comes from PyTorch's generators: good for research, not cryptographically secure (Opacus's
+secure mode needs a package that cannot be installed with this version of PyTorch).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from libdata.errors import InputError
+from libdata.store import Output
+from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
+from libmodels.per_example import PerExampleGradients
+from libmodels.training import INIT, ORDER, stream_seed
+
+NOISE = 3
+"""Random stream of the noise, beside libmodels.training's INIT, SUBSET and ORDER."""
+OPTIMIZERS = ("rmsprop", "sgd", "adam")
+GRAD_SAMPLE_MODES = ("ghost", "hooks")
+
+
+@dataclass(frozen=True)
+class DPSettings:
+    """What decides the result of a private training, besides the data and the network.
+
+    Attributes:
+        steps: Number of steps.
+        batch_size: Expected batch size B; the sample rate is B/N exactly.
+        noise_multiplier: Standard deviation of the noise over `max_grad_norm`.
+        max_grad_norm: Clipping norm C.
+        optimizer: One of `OPTIMIZERS`.
+        lr: Learning rate of the first step.
+        momentum: Momentum of "sgd" and "rmsprop".
+        lr_drops: Steps after which the learning rate is multiplied by `lr_drop_factor`.
+        lr_drop_factor: That factor.
+        seed: Seed of the streams of initial weights, sampling and noise.
+        grad_sample_mode: "ghost" or "hooks".
+        max_physical_batch_size: Examples that are worked on at once; bounds memory, changes rounding only.
+    """
+
+    steps: int
+    batch_size: int
+    noise_multiplier: float
+    max_grad_norm: float = 1.0
+    optimizer: str = "rmsprop"
+    lr: float = 1e-3
+    momentum: float = 0.0
+    lr_drops: tuple[int, ...] = ()
+    lr_drop_factor: float = 0.1
+    seed: int = 0
+    grad_sample_mode: str = "ghost"
+    max_physical_batch_size: int = 512
+
+
+def seeded_model(spec: ModelSpec, seed: int) -> nn.Module:
+    """Build a network whose initial weights depend on the seed alone.
+
+    Raises:
+        InputError: The network has a layer that mixes examples, such as BatchNorm.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, 0, INIT))
+        model = spec.build()
+    problems = ModuleValidator.validate(model, strict=False)
+    if problems:
+        remedy = "; use --norm group" if "norm" in spec.options else ""
+        raise InputError(f"{spec.arch}: not for private training: {str(problems[0]).splitlines()[0]}{remedy}")
+    return model
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did: its number from 1, batch size, and the batch's sums of losses and of correct predictions."""
+
+    number: int
+    size: int
+    loss: Tensor
+    correct: Tensor
+
+
+class DPTrainer:
+    """One private training run; `step` counts the steps taken.
+
+    Args:
+        model: Network from `seeded_model`, on the device of the data; trained in place.
+        images: Inputs of all examples, shape (M, C, H, W), on one device.
+        labels: Classes, int64, shape (M,), on the same device.
+        settings: The settings.
+        train_on: Rows of the N examples to train on, int64, shape (N,); all by default. A row's draws do not
+            depend on which other rows are trained on.
+
+    Raises:
+        InputError: The batch size is over N, or a layer has no per-example gradient.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, settings: DPSettings, train_on: Tensor | None = None
+    ) -> None:
+        # Channels-last is faster, but Opacus's own gradients of convolutions are wrong in it, without a word.
+        ghost = settings.grad_sample_mode == "ghost"
+        self._layout = torch.channels_last if ghost else torch.contiguous_format
+        self.model = model.to(memory_format=self._layout)
+        self.images, self.labels, self.settings = images, labels, settings
+        self._train_on = torch.arange(len(labels)) if train_on is None else train_on.cpu()
+        if not 1 <= settings.batch_size <= len(self._train_on):
+            raise InputError(f"--batch_size {settings.batch_size}: there are {len(self._train_on)} training examples")
+        self.sample_rate = settings.batch_size / len(self._train_on)
+        self.step = self.empty_batches = 0
+        self._sampler = torch.Generator().manual_seed(stream_seed(settings.seed, 0, ORDER))
+        self._noise = torch.Generator(images.device).manual_seed(stream_seed(settings.seed, 0, NOISE))
+        self._optimizer = _optimizer(model, settings)
+        wrapper = DPOptimizerFastGradientClipping if ghost else DPOptimizer
+        self._private = wrapper(
+            self._optimizer,
+            noise_multiplier=settings.noise_multiplier,
+            max_grad_norm=settings.max_grad_norm,
+            expected_batch_size=settings.batch_size,
+            generator=self._noise,
+        )
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        try:
+            self._gradients = PerExampleGradients(model)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self._hooked = None if ghost else GradSampleModule(model, loss_reduction="sum")
+
+    def sample(self) -> Tensor:
+        """Draw the rows of the next batch; float64 uniforms, so that the rate is q to 2^-53."""
+        uniform = torch.rand(len(self.labels), generator=self._sampler, dtype=torch.float64)
+        return self._train_on[uniform[self._train_on] < self.sample_rate]
+
+    def take_step(self) -> Step:
+        """Draw a batch and take a noisy step on it, also if it is empty."""
+        settings = self.settings
+        drops = sum(self.step >= drop for drop in settings.lr_drops)
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.lr * settings.lr_drop_factor**drops
+        batch = self.sample()
+        self.model.train()
+        self._private.zero_grad(set_to_none=True)
+        loss, correct = torch.zeros(2, device=self.images.device, dtype=torch.float64).unbind()
+        chunks = batch.to(self.images.device).split(settings.max_physical_batch_size) if len(batch) else (None,)
+        for number, rows in enumerate(chunks, 1):
+            # Opacus adds up what it is given until a step is not skipped, then adds noise once.
+            self._private.signal_skip_step(do_skip=number < len(chunks))
+            if rows is None:
+                self._put_empty()
+            else:
+                chunk_loss, chunk_correct = self._put_gradients(*self._examples(rows))
+                loss += chunk_loss
+                correct += chunk_correct
+            self._private.step()
+        self.step += 1
+        self.empty_batches += not len(batch)
+        return Step(self.step, len(batch), loss, correct)
+
+    def _examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        # A clone: PyTorch takes one-channel images to be in either layout, and their strides decide the next layer's.
+        return self.images[rows].clone(memory_format=self._layout), self.labels[rows]
+
+    def _put_gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave a chunk's gradients where the private optimizer looks for them."""
+        if self._hooked:
+            self._private.zero_grad(set_to_none=True)
+            logits = self._hooked(images)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            with _inputs_without_gradients():
+                losses.sum().backward()
+        else:
+            sums, losses, logits = self._gradients.clipped_sum(images, labels, self.settings.max_grad_norm)
+            for parameter in self._parameters:
+                parameter.grad = sums[parameter]
+        return losses.detach().sum(), (logits.argmax(1) == labels).sum()
+
+    def _put_empty(self) -> None:
+        for parameter in self._parameters:
+            if self._hooked:
+                setattr(parameter, "grad_sample", parameter.new_zeros((0, *parameter.shape)))  # noqa: B010
+            else:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def gradient_norms(self, rows: Tensor, batch_size: int = 256) -> Tensor:
+        """Return each row's gradient norm before clipping under the present weights, shape (len(rows),), on the CPU.
+
+        The training is not disturbed.
+        """
+        rows = rows.to(self.images.device)
+        self.model.eval()
+        if self._hooked:
+            self._hooked.disable_hooks()
+        with _inputs_without_gradients():
+            chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
+        if self._hooked:
+            self._hooked.enable_hooks()
+        return torch.cat(chunks).cpu()
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the remaining steps depend on, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "empty_batches": self.empty_batches,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "sampler": self._sampler.get_state(),
+            "noise": self._noise.get_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where another trainer with the same arguments was."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._sampler.set_state(state["sampler"])
+        self._noise.set_state(state["noise"])
+        self.step, self.empty_batches = state["step"], state["empty_batches"]
+
+
+@contextmanager
+def _inputs_without_gradients() -> Iterator[None]:
+    """Silence PyTorch's warning that Opacus's hooks see a first layer whose input asks for no gradient."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield
+
+
+def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=settings.lr, momentum=settings.momentum)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
+    if settings.momentum:
+        raise InputError(f"--momentum {settings.momentum}: adam has no momentum setting")
+    return torch.optim.Adam(parameters, lr=settings.lr)
+
+
+def read_state(state: Output) -> dict[str, Any] | None:
+    """Return what `train_private` kept of an unfinished training, or None.
+
+    Raises:
+        InputError: It belongs to other settings; the message shows both.
+    """
+    return read_checkpoint(state.path) if state.finished() else None
+
+
+def train_private(
+    trainer: DPTrainer,
+    state: Output,
+    *,
+    kept: dict[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    save_every: float = 60.0,
+    at: Collection[int] = (),
+    on_step: Callable[[DPTrainer], object] | None = None,
+    report: Callable[[Step], object] | None = None,
+    stopping: Callable[[], object] = lambda: False,
+) -> bool:
+    """Take the steps that are left; a killed call, made again, ends in the same weights bit for bit.
+
+    Args:
+        trainer: The training.
+        state: Where the unfinished state is kept; the caller removes it once the result is saved.
+        kept: What `read_state` returned; the training goes on from there.
+        extra: Plain values to keep beside the trainer's state, for the caller.
+        save_every: Seconds between two saved states; 0 saves after every step.
+        at: Numbers of finished steps at which `on_step` is called: 0 is before the first, `steps` the end.
+        on_step: Called with the trainer, which it may read but not change. After a kill, calls since the last
+            saved state, and the one at that state, are made again with the same weights.
+        report: Called after every step.
+        stopping: Asked before every step; when true, the state is saved and the training left.
+
+    Returns:
+        Whether all steps are done; false after a stop.
+
+    Raises:
+        InputError: A weight is not finite at the end.
+    """
+    if kept:
+        trainer.load_state(kept["trainer"])
+    saved = time.monotonic()
+    while True:
+        if on_step and trainer.step in at:
+            on_step(trainer)
+        if trainer.step == trainer.settings.steps:
+            break
+        stop = stopping()
+        if stop or time.monotonic() - saved >= save_every:
+            state.save(to_bytes({**(extra or {}), "trainer": trainer.state()}), {})
+            saved = time.monotonic()
+        if stop:
+            return False
+        step = trainer.take_step()
+        if report:
+            report(step)
+    if not all(torch.isfinite(p).all() for p in trainer.model.parameters()):
+        raise InputError(f"the weights are not finite after {trainer.step} steps; lower --lr")
+    return True

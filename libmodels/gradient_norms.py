@@ -1,0 +1,162 @@
+"""Gradient norms of chosen points at stages of a private training, as rows of a result file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from libdata import cli
+from libdata.datasets import dataset_size
+from libdata.errors import InputError
+from libdata.index import check_index, load_array
+from libdata.sensitivity_results import DISTANCE
+from libdata.store import Output
+from libmodels.checkpoints import read_checkpoint
+from libmodels.dp_options import Study
+from libmodels.dp_training import DPTrainer
+from libmodels.training import predict
+
+
+def read_points(text: str, size: int) -> np.ndarray:
+    """Resolve a list of points to distinct positions in torchvision's order.
+
+    Args:
+        text: A number N (the first N), a range such as 0-999, or a file: .npy, or text with positions between blanks.
+        size: Number of examples of the data set.
+
+    Raises:
+        InputError: A position is out of range or repeated, or the file is unreadable.
+    """
+    first, dash, last = text.partition("-")
+    if text.isdecimal():
+        points = np.arange(int(text))
+    elif dash and first.isdecimal() and last.isdecimal():
+        points = np.arange(int(first), int(last) + 1)
+    elif text.endswith(".npy"):
+        points = load_array(text)
+    else:
+        try:
+            points = np.array(Path(text).read_text(encoding="utf-8").split(), dtype=np.int64)
+        except (OSError, ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"{text}: cannot read points: {error}") from error
+    return check_index(points, size, text)
+
+
+def stage_steps(stages: Iterable[float], total_steps: int, checkpoint_steps: np.ndarray) -> list[int]:
+    """Return the checkpoint next to each share of the training, the earlier one on a tie, without repeats."""
+    wanted = [share * total_steps for share in stages]
+    return sorted({int(checkpoint_steps[np.argmin(np.abs(checkpoint_steps - step))]) for step in wanted})
+
+
+def choose_points(args: cli.Namespace, study: Study, removed: np.ndarray) -> np.ndarray:
+    """Return the points that --points and --points-sample name, the random ones last.
+
+    Raises:
+        InputError: A point is out of range, repeated, removed or not trained on, or there are too few to sample.
+    """
+    trained = study.data.index[study.rows]
+    only_sample = args.points == "0" and args.points_sample
+    size = dataset_size(args.dataset, "train")
+    points = np.empty(0, np.int64) if only_sample else read_points(args.points, size)
+    wrong = np.setdiff1d(points, trained)
+    if wrong.size:
+        reason = "is among the removed" if wrong[0] in removed else "is not among the training examples"
+        raise InputError(f"--points {args.points}: point {wrong[0]} {reason}")
+    others = np.setdiff1d(trained, points)
+    if args.points_sample > len(others):
+        raise InputError(f"--points-sample {args.points_sample}: only {len(others)} other points are trained on")
+    sample = np.random.default_rng(args.points_seed).choice(others, args.points_sample, replace=False)
+    return np.concatenate([points, np.sort(sample)])
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The weights of one training at chosen steps, in a folder.
+
+    Attributes:
+        folder: Where they are, step_<n>.pt.
+        steps: Numbers of finished steps, increasing, from 0 to the last.
+        settings: What decides the weights.
+    """
+
+    folder: Path
+    steps: np.ndarray
+    settings: Mapping[str, Any]
+
+    def output(self, step: int) -> Output:
+        """Return the file of one step."""
+        return Output(self.folder / f"step_{step}.pt", {**self.settings, "step": step})
+
+    def finished(self, *, overwrite: bool = False) -> bool:
+        """Tell whether all are there; raises InputError if one is of other settings."""
+        return all([self.output(int(step)).finished(overwrite=overwrite) for step in self.steps])
+
+    def privacy(self) -> dict[str, Any] | None:
+        """Return the plan that is kept with the first checkpoint, if that is there."""
+        first = self.output(0)
+        return read_checkpoint(first.path)["privacy"] if first.path.exists() and first.finished() else None
+
+    def load(self, step: int, trainer: DPTrainer) -> None:
+        """Put the weights of one step into a trainer's network.
+
+        Raises:
+            InputError: The checkpoint is missing, damaged or of other settings.
+        """
+        output = self.output(step)
+        if not output.finished():
+            raise InputError(f"{output.path}: no such checkpoint, or a damaged one; train first, without --stage")
+        trainer.model.load_state_dict(read_checkpoint(output.path)["state_dict"])
+
+
+def measure(
+    trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    """Measure points under the trainer's present weights.
+
+    Args:
+        trainer: Its clipping norm C and batch size B give the published column `distance (sum)`, min(norm, C)/B.
+        points: Positions of the points, (P,).
+        rows: Their rows of the trainer's data, (P,).
+        test: Images and labels of the test split, on the trainer's device.
+
+    Returns:
+        Columns of a result file, each (P,).
+    """
+    norms = trainer.gradient_norms(rows).double().numpy()
+    clipped = np.minimum(norms, trainer.settings.max_grad_norm)
+    there = rows.to(trainer.images.device)
+    correct, _ = predict(trainer.model, trainer.images[there], trainer.labels[there])
+    accuracy = predict(trainer.model, *test)[0].mean()
+    return {
+        "point": points,
+        DISTANCE: clipped / trainer.settings.batch_size,
+        "grad_norm": norms,
+        "clipped_norm": clipped,
+        "correct": correct.astype(np.int64),
+        "accuracy": np.full(len(points), accuracy),
+    }
+
+
+def constant_columns(args: cli.Namespace, privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a result file that are the same in every row, under their published names."""
+    return {
+        "p": privacy["sample_rate"],
+        "sigma": privacy["noise_multiplier"],
+        "cn": args.max_grad_norm,
+        "batch_size": args.batch_size,
+        "eps": args.epsilon,
+        "delta": args.delta,
+        "lr": args.lr,
+        "epochs": args.epochs,
+        "total_steps": privacy["steps"],
+        "seed": args.seed,
+        "run": args.run,
+        "dataset": args.dataset,
+        "model": args.arch,
+        "reduction": "sum",
+    }

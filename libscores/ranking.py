@@ -1,0 +1,264 @@
+"""Do two rankings of the same points agree: ranks, magnitudes, trajectories, predictions, and how surely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights, spearman
+
+RANK_METRICS = ("spearman", "kendall", "mean_rank_shift")
+
+
+def cost_ranks(costs: np.ndarray) -> np.ndarray:
+    """Return ranks from 0 for the cheapest; equal costs share their mean rank.
+
+    Args:
+        costs: Total cost of each point, shape (P,), not NaN.
+    """
+    if np.isnan(costs).any():
+        raise ValueError("costs hold NaN")
+    return stats.rankdata(costs) - 1
+
+
+def rank_agreement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return Spearman's rho, Kendall's tau-b and the mean rank shift between two costs of the same points.
+
+    The shift is mean |rank before - rank after| with both ranked among these points only, which is the adjusted one
+    when some points were removed in between. Independent rankings give 0, 0 and (P^2 - 1) / (3 P).
+
+    Args:
+        before: Total cost of each point, shape (P,), P >= 2.
+        after: The same points' cost in the other experiment, shape (P,).
+
+    Returns:
+        The three numbers, in the order of `RANK_METRICS`; rho and tau are NaN where all costs are equal.
+    """
+    if before.shape != after.shape or before.ndim != 1 or before.size < 2:
+        raise ValueError(f"expected two costs of the same 2 or more points, got {before.shape} and {after.shape}")
+    ranks = cost_ranks(before), cost_ranks(after)
+    shift = float(np.abs(ranks[0] - ranks[1]).mean())
+    if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
+        return np.array([math.nan, math.nan, shift])
+    return np.array([spearman(before, after), stats.kendalltau(*ranks).statistic, shift])
+
+
+def cost_ratios(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return after / before for each point, shape (P,); 0/0 counts as 1 and a cost that appears as infinity."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((before == 0) & (after == 0), 1.0, after / before)
+
+
+class TrajectorySimilarity(NamedTuple):
+    """How alike each point's two trajectories are, each of shape (P,)."""
+
+    cosine: np.ndarray
+    """Cosine of the two trajectories; NaN where one is zero throughout."""
+    correlation: np.ndarray
+    """Pearson correlation over steps; NaN where one is constant."""
+    relative_distance: np.ndarray
+    """||before - after|| / ||before||; infinite or NaN where `before` is zero throughout."""
+
+
+def trajectory_similarity(before: np.ndarray, after: np.ndarray) -> TrajectorySimilarity:
+    """Compare two gradient-norm trajectories of every point.
+
+    Args:
+        before: Norm at each step, shape (S, P).
+        after: The same points and steps in the other experiment, shape (S, P).
+    """
+    if before.shape != after.shape or before.ndim != 2:
+        raise ValueError(f"expected two arrays (steps, points) of one shape, got {before.shape} and {after.shape}")
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a * b).sum(axis=0) / np.sqrt(np.square(a).sum(axis=0) * np.square(b).sum(axis=0))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.linalg.norm(before - after, axis=0) / np.linalg.norm(before, axis=0)
+        constant = (np.ptp(before, axis=0) == 0) | (np.ptp(after, axis=0) == 0)
+        correlation = cosine(before - before.mean(axis=0), after - after.mean(axis=0))
+        return TrajectorySimilarity(cosine(before, after), np.where(constant, math.nan, correlation), distance)
+
+
+def agreement_of_outcomes(before: np.ndarray, after: np.ndarray) -> float:
+    """Return how often a run of each experiment agree on a yes-or-no outcome, such as a correct prediction.
+
+    Args:
+        before: Share of the runs with the outcome, each in [0, 1], any shape.
+        after: The same for the other experiment, same shape.
+
+    Returns:
+        Mean of b a + (1 - b)(1 - a); with one run on each side, the share of equal entries.
+    """
+    if before.shape != after.shape or before.size == 0:
+        raise ValueError(f"expected two non-empty arrays of one shape, got {before.shape} and {after.shape}")
+    return float((before * after + (1 - before) * (1 - after)).mean())
+
+
+def over_runs(
+    statistic: Callable[[np.ndarray, np.ndarray], Sequence[float]],
+    before: np.ndarray,
+    after: np.ndarray,
+    paired: bool,
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Return statistics of two experiments averaged over runs, with bootstrap intervals over the runs.
+
+    The intervals say where as many new runs of each would put the number; they are NaN with a single run.
+
+    Args:
+        statistic: Takes the two averages, returns numbers.
+        before: Any quantity of each run, shape (R, ...).
+        after: The same quantity in the other experiment, shape (R', ...).
+        paired: Run r of both shares its seed, so both are resampled alike; needs R = R'.
+        n_resamples: Bootstrap resamples of the runs.
+        seed: Seed of the resampling.
+    """
+    if paired and len(before) != len(after):
+        raise ValueError(f"paired runs must be equally many, got {len(before)} and {len(after)}")
+
+    def value(weights_before: np.ndarray, weights_after: np.ndarray) -> np.ndarray:
+        mean_before = np.tensordot(weights_before / len(before), before, axes=1)
+        return np.asarray(statistic(mean_before, np.tensordot(weights_after / len(after), after, axes=1)))
+
+    draws = bootstrap_weights(len(before), n_resamples, seed)
+    other_draws = draws if paired else bootstrap_weights(len(after), n_resamples, seed + 1)
+    resampled = np.array([value(*pair) for pair in zip(draws, other_draws, strict=True)])
+    n_runs = min(len(before), len(after))
+    return [
+        bootstrap_interval(float(number), column, n_runs)
+        for number, column in zip(value(np.ones(len(before)), np.ones(len(after))), resampled.T, strict=True)
+    ]
+
+
+def split_half_agreement(runs: np.ndarray, n_splits: int = 50, seed: int = 0) -> np.ndarray:
+    """Return the mean `rank_agreement` between two disjoint halves of one experiment's runs.
+
+    What retraining alone does to the ranking, with nothing removed: the yardstick for a removal. Halves average half
+    as many runs, so it is a little pessimistic.
+
+    Args:
+        runs: Total cost of each run and point, shape (R, P), R >= 2.
+        n_splits: Random splits averaged over.
+        seed: Seed of the splits.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"needs at least 2 runs, got {len(runs)}")
+    generator = np.random.default_rng(seed)
+    half = len(runs) // 2
+    orders = [generator.permutation(len(runs)) for _ in range(n_splits)]
+    return np.mean(
+        [rank_agreement(runs[o[:half]].mean(axis=0), runs[o[half : 2 * half]].mean(axis=0)) for o in orders], axis=0
+    )
+
+
+def permuted_agreement(before: np.ndarray, after: np.ndarray, n_permutations: int = 200, seed: int = 0) -> np.ndarray:
+    """Return the mean `rank_agreement` after shuffling which point is which, the negative control."""
+    generator = np.random.default_rng(seed)
+    return np.mean([rank_agreement(before, generator.permutation(after)) for _ in range(n_permutations)], axis=0)
+
+
+def select_points(
+    points: np.ndarray, costs: np.ndarray, count: int, which: Literal["cheapest", "dearest", "random"], seed: int = 0
+) -> np.ndarray:
+    """Choose the points of a removal experiment or of its controls.
+
+    Args:
+        points: Position of each point in the data set, shape (P,).
+        costs: Their total costs, shape (P,); equal costs go by position.
+        count: Number to choose, 1...P.
+        which: The cheapest, the dearest, or random ones.
+        seed: Seed of the random choice.
+
+    Returns:
+        The points, shape (count,): cheapest first, dearest first, or in rising position.
+    """
+    if not 1 <= count <= points.size:
+        raise ValueError(f"cannot choose {count} of {points.size} points")
+    if which == "random":
+        return np.sort(np.random.default_rng(seed).choice(np.sort(points), count, replace=False))
+    ranked = points[np.lexsort((points, costs))]
+    return ranked[:count] if which == "cheapest" else ranked[::-1][:count]
+
+
+def compare_rankings(before: np.ndarray, after: np.ndarray, removed: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Return every number two rankings alone can give.
+
+    Args:
+        before: Total costs of the shared points before, shape (P,).
+        after: Their total costs after, shape (P,).
+        removed: Costs before of the points that are gone, shape (M,), M >= 0; they shift the unadjusted ranks.
+        seed: Seed of the permuted control.
+    """
+    values = dict(zip(RANK_METRICS, rank_agreement(before, after).tolist(), strict=True))
+    unadjusted = cost_ranks(np.concatenate([before, removed]))[: before.size]
+    control = permuted_agreement(before, after, seed=seed)
+    ratios = cost_ratios(before, after)
+    return {
+        **values,
+        "mean_rank_shift_unadjusted": float(np.abs(unadjusted - cost_ranks(after)).mean()),
+        **{f"cost_ratio_{percent}_percent": float(np.percentile(ratios, percent)) for percent in (5, 50, 95)},
+        "total_cost_ratio": float(after.sum() / before.sum()) if before.sum() > 0 else math.nan,
+        **{f"{name}_of_permuted_points": value for name, value in zip(RANK_METRICS, control.tolist(), strict=True)},
+    }
+
+
+class Runs(NamedTuple):
+    """One experiment's runs, restricted to the points that are compared."""
+
+    costs: np.ndarray
+    """Total cost of each run and point, shape (R, P)."""
+    norms: np.ndarray
+    """Gradient norm of each run, step and point, clipped or not, shape (R, S, P)."""
+    correct: np.ndarray
+    """Whether the point was classified correctly, 0 or 1, shape (R, S, P)."""
+    accuracy: np.ndarray
+    """Test accuracy at the end of each run, shape (R,)."""
+
+
+def compare_runs(
+    before: Runs, after: Runs, paired: bool, n_resamples: int = 200, seed: int = 0
+) -> dict[str, Estimate | float]:
+    """Return every metric of two experiments that needs their runs, with intervals over runs.
+
+    Costs, norms and correctness are averaged over runs first. `..._between_halves_before` is the yardstick that
+    retraining alone sets; it needs two runs before.
+
+    Args:
+        before: The first experiment.
+        after: The second, on the same points and steps.
+        paired: See `over_runs`.
+        n_resamples: Bootstrap resamples of the runs.
+        seed: Seed of the resampling.
+    """
+
+    def costs(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [*rank_agreement(first, second).tolist(), float(np.median(cost_ratios(first, second)))]
+
+    def trajectories(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [float(np.nanmedian(values)) for values in trajectory_similarity(first, second)]
+
+    def outcomes(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [agreement_of_outcomes(first, second)]
+
+    def accuracies(first: np.ndarray, second: np.ndarray) -> list[float]:
+        return [float(first), float(second), float(second - first)]
+
+    table: dict[str, Estimate | float] = {}
+    for names, statistic, quantity in (
+        ([*(f"{name}_realised" for name in RANK_METRICS), "median_cost_ratio_realised"], costs, "costs"),
+        (["trajectory_cosine", "trajectory_correlation", "trajectory_distance"], trajectories, "norms"),
+        (["correctness_agreement"], outcomes, "correct"),
+        (["accuracy_before", "accuracy_after", "accuracy_change"], accuracies, "accuracy"),
+    ):
+        estimates = over_runs(statistic, getattr(before, quantity), getattr(after, quantity), paired, n_resamples, seed)
+        table |= zip(names, estimates, strict=True)
+    if len(before.costs) > 1:
+        halves = split_half_agreement(before.costs, seed=seed).tolist()
+        table |= {f"{name}_between_halves_before": value for name, value in zip(RANK_METRICS, halves, strict=True)}
+    return table

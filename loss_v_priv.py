@@ -1,0 +1,71 @@
+"""Link 2, step 3: test loss against epsilon, with the curve that theory suggests.
+
+    python loss_v_priv.py --dataset mnist --arch smallcnn
+
+Means over seeds with 95 % intervals and the fit loss = a + b exp(-c epsilon) (arXiv 2402.18726, Section 5.2), scored
+and plotted in one run.
+
+Inputs: <private_model_dir>/<model>/aux_arrays.npz of train_dp.py. Outputs: <score_dir>/loss_v_priv/<dataset>_<arch>.npy
+(mean test loss by epsilon and seed, NaN where there is no model) with a sidecar that holds both, and in figure_dir
+loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss.json. Takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from libdata import cli
+from libdata.config import load_config
+from libdata.datasets import DATASETS
+from libdata.figures import loss_against_epsilon
+from libdata.private_models import add_model_choice, check_comparable, find_private_models, tabulate
+from libdata.results import ResultRow, save_figure, save_results
+from libdata.store import Output, array_bytes, exclusive, provenance
+from libmodels import ARCHITECTURES
+from libscores.link2 import fit_curve, loss_curve, seed_means, trend
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Collect the losses, fit, save, plot."""
+    parser = cli.Parser(__doc__)
+    add_model_choice(parser, DATASETS, ARCHITECTURES)
+    cli.add_overwrite(parser)
+    args = parser.parse_args(argv)
+    config = load_config(args.config)
+    models = find_private_models(config.private_model_dir, args)
+    check_comparable(models)
+    epsilons, seeds, losses = tabulate(models, [float(np.mean(m.test_losses(), dtype=float)) for m in models])
+
+    name = f"{args.dataset}_{args.arch}"
+    digests = {model.name: model.weights_sha256 for model in models}
+    settings = {"epsilons": epsilons.tolist(), "seeds": seeds.tolist(), "models": digests}
+    output = Output(config.score_dir / "loss_v_priv" / f"{name}.npy", settings)
+    with exclusive(output.path.parent):
+        if not output.finished(overwrite=args.overwrite):
+            output.save(array_bytes(losses), provenance())
+
+    means, moves = seed_means(losses), trend(epsilons, losses)
+    fit = fit_curve(loss_curve, epsilons, losses) if len(epsilons) > 3 else None
+    save_figure(loss_against_epsilon(name, epsilons, losses, means, fit), config.figure_dir, f"loss_v_priv_{name}")
+    verdict = "yes" if moves.spearman.high < moves.permutation.null_low else "no"
+    rho = moves.spearman
+    rows = [
+        ResultRow("Link 2", "Spearman(epsilon, test loss)", rho.value, rho.low, rho.high, "falls (Sec. 5.2)", verdict),
+    ]
+    if fit:
+        rows.append(ResultRow("Link 2", "R2 of loss = a + b exp(-c eps)", fit.r_squared, None, None, "fits", "see R2"))
+    save_results(config.figure_dir, "link2_loss", rows)
+    for epsilon, mean, row in zip(epsilons, means, losses, strict=True):
+        print(f"epsilon {epsilon:g}: test loss {mean} over {np.isfinite(row).sum()} seeds")
+    if fit:
+        parameters = ", ".join(f"{key} = {value}" for key, value in fit.parameters.items())
+        print(f"loss = a + b exp(-c epsilon): {parameters}, R2 = {fit.r_squared:.4f}")
+    else:
+        print("no fit: that takes at least 4 values of epsilon")
+    print(f"{output.path} and figure {config.figure_dir / f'loss_v_priv_{name}.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

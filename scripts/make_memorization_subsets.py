@@ -1,0 +1,91 @@
+"""Link 3, step 1: training subsets that hold half of the most memorized examples.
+
+    python scripts/make_memorization_subsets.py --dataset mnist --arch smallcnn --top_k 200
+
+Every seed's subset holds a random half of the k most memorized examples and a random share of the others
+(arXiv 2402.18726, Section 5.3: k = 500, 70 %).
+
+Inputs: an ensemble under fz_model_dir, whose memorization is estimated, or --scores. Outputs:
+<private_model_dir>/subsets/<dataset>/top_k.npy and subset_<seed>.npy, positions in torchvision's order, each with a
+JSON sidecar. Takes seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from libdata import cli
+from libdata.config import load_config
+from libdata.datasets import DATASETS, dataset_size
+from libdata.errors import InputError
+from libdata.fz import list_runs, read_run, run_dir
+from libdata.index import index_digest, load_array
+from libdata.store import Output, array_bytes, exclusive, provenance
+from libmodels import ARCHITECTURES
+from libscores.link3 import draw_subset, top_k
+from libscores.memorization import memorization
+
+
+def parse(argv: Sequence[str] | None) -> cli.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", choices=DATASETS, default="mnist", help="data set")
+    add("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture of the ensemble")
+    add("--ensemble_ratio", default="0.7", help="folder of the ensemble's runs")
+    add("--value", choices=("correctness", "prob"), default="prob", help="what a run's value on an example is")
+    add("--scores", help="memorization of every training example, .npy, in place of the ensemble's (default: none)")
+    add("--top_k", type=cli.number(int, at_least=2), default=500, help="number of most memorized examples")
+    add("--ratio", type=cli.fraction, default=0.7, help="share of the other examples in a subset")
+    add("--seeds", type=cli.non_negative_int, nargs="+", default=list(range(40)), help="a subset is made for each")
+    cli.add_overwrite(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Choose the examples and draw the subsets."""
+    args = parse(argv)
+    config = load_config(args.config)
+    if args.scores:
+        scores = load_array(args.scores)
+        if scores.shape != (dataset_size(args.dataset, "train"),):
+            raise InputError(f"{args.scores}: shape {scores.shape}, expected one score per example of {args.dataset}")
+        examples = np.arange(len(scores))
+    else:
+        root = config.fz_model_dir / f"{args.dataset}_{args.arch}"
+        folders = [run_dir(root, args.ensemble_ratio, run) for run in list_runs(root, args.ensemble_ratio, 0, None)]
+        examples = read_run(folders[0]).examples
+        runs = (read_run(folder).on(examples, args.value) for folder in folders)
+        scores = memorization(runs, len(examples)).score
+    try:
+        top = top_k(scores, args.top_k)
+    except ValueError as error:
+        raise InputError(f"--top_k {args.top_k}: {error}") from error
+
+    folder = config.private_model_dir / "subsets" / args.dataset
+    settings = {"scores_sha256": index_digest(np.ascontiguousarray(scores, "<f8").view("<i8")), "top_k": args.top_k}
+    settings |= {"examples_sha256": index_digest(examples)}
+    outputs = [(Output(folder / "top_k.npy", settings), examples[top])]
+    for seed in args.seeds:
+        subset = draw_subset(top, len(examples), args.ratio, np.random.default_rng([seed, args.top_k]))
+        made = Output(folder / f"subset_{seed}.npy", settings | {"ratio": args.ratio, "seed": seed})
+        outputs.append((made, examples[subset]))
+    with exclusive(folder):
+        finished = [output.finished(overwrite=args.overwrite) for output, _ in outputs]
+        for (output, index), there in zip(outputs, finished, strict=True):
+            if not there:
+                output.save(array_bytes(index), provenance())
+    sizes = (
+        f"{args.top_k} most memorized (scores from {np.sort(scores[top])[0]:.3f} up), subsets of {len(outputs[-1][1])}"
+    )
+    print(f"{folder}: {sizes} for seeds {' '.join(map(str, args.seeds))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,72 @@
+"""Rank points by what they cost, show both ends, and choose the points of a removal experiment.
+
+    python sensitivity/compo_res/rank.py sensitivity/compo_res/compo_res_all_totals.csv --select 100
+
+Inputs: a totals file of renyi_per_instance_sum_compo.py, or a file of per-step costs (`point,step,Privacy cost`, the
+published ones too), whose steps are added up. Outputs beside it, each with a JSON sidecar: <file>_ranked.csv,
+`point,Total Privacy Cost` from the cheapest, and with --select M <file>_<which>_<M>.txt, the points for
+--remove-points: the cheapest, or as controls the dearest or M at random; and <file>_<which>_<M>_kept.txt, the others,
+for --points. Takes a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from libdata import cli, store
+from libdata.errors import InputError
+from libdata.sensitivity_results import TOTAL, read_totals, table_bytes
+from libscores.ranking import select_points
+
+
+def parse(argv: Sequence[str] | None) -> cli.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("file", type=Path, help="totals, or costs per step")
+    parser.add_argument("--cost", default="composed bound", help="column of the totals file to rank by")
+    parser.add_argument("--show", type=cli.non_negative_int, default=10, help="points to show at each end")
+    parser.add_argument(
+        "--select", type=cli.positive_int, help="number of points to write for removal; none by default"
+    )
+    parser.add_argument("--which", choices=("cheapest", "dearest", "random"), default="cheapest", help="which of them")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of --which random")
+    cli.add_overwrite(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Rank, save, show."""
+    args = parse(argv)
+    points, costs = read_totals(args.file, args.cost)
+    if args.select and args.select >= points.size:
+        raise InputError(f"{args.file}: --select {args.select} leaves none of its {points.size} points")
+    order = np.lexsort((points, costs))
+    points, costs = points[order], costs[order]
+    stem = args.file.with_name(args.file.stem.removesuffix("_totals"))
+    settings = {"cost": args.cost, "input_sha256": store.file_sha256(args.file)}
+    outputs = [(store.Output(Path(f"{stem}_ranked.csv"), settings), table_bytes({"point": points, TOTAL: costs}))]
+    if args.select:
+        chosen = select_points(points, costs, args.select, args.which, args.seed)
+        settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
+        for end, listed in (("", chosen), ("_kept", np.setdiff1d(points, chosen))):
+            path = Path(f"{stem}_{args.which}_{args.select}{end}.txt")
+            outputs.append((store.Output(path, settings), " ".join(map(str, listed.tolist())).encode() + b"\n"))
+    with store.exclusive(args.file.parent):
+        for output, content in outputs:
+            if not output.finished(overwrite=args.overwrite):
+                output.save(content, store.provenance(file=str(args.file)))
+            print(f"{output.path}")
+    for title, part in (("cheapest", slice(0, args.show)), ("dearest", slice(max(points.size - args.show, 0), None))):
+        print(f"{title}:")
+        for point, cost in zip(points[part], costs[part], strict=True):
+            print(f"  point {point:6d}  {cost:.6g}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,108 @@
+r"""Compare two rankings of the same points, before and after a removal say: every metric of the study.
+
+    python sensitivity/rank_eval.py compo_res/compo_res_all_ranked.csv compo_res_rm/compo_res_all_ranked.csv \
+        --results_before res/res*.csv --results_after res_rm/res*.csv --paired
+
+Spearman, Kendall and the mean rank shift of the shared points, adjusted by ranking them again among themselves, the
+ratio of their costs, and the same of permuted points as a control. With the result files of both: the realised costs
+with 95 % intervals over runs, their agreement between two halves of the runs before as a yardstick, trajectories of
+the clipped norm, correctness and test accuracy. Published for the removal of 100 of 1,000 MNIST points: 0.9800, 0.9370,
+19.21, from runs on one seed.
+
+Inputs: two files of sensitivity/compo_res/rank.py, `point,Total Privacy Cost`. Output: the table, and with --output
+a CSV of it with a JSON sidecar. Measured: 1,000 points and 10 runs in 6 s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from libdata import cli, store
+from libdata.errors import InputError
+from libdata.sensitivity_results import read_ranking, read_results, table_bytes
+from libscores import ranking, renyi
+from libscores.statistics import Estimate
+
+
+def parse(argv: Sequence[str] | None) -> cli.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("before", type=Path, help="ranking before")
+    parser.add_argument("after", type=Path, help="ranking after; its points must be among those before")
+    parser.add_argument(
+        "--results_before", type=Path, nargs="+", default=[], help="result files behind `before`; none by default"
+    )
+    parser.add_argument(
+        "--results_after", type=Path, nargs="+", default=[], help="result files behind `after`; none by default"
+    )
+    parser.add_argument("--paired", action="store_true", help="run k of both lists has the same seed")
+    parser.add_argument("--alpha", type=cli.number(float, at_least=2), default=8.0, help="order of realised costs")
+    parser.add_argument("--resamples", type=cli.positive_int, default=200, help="bootstrap resamples of the runs")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of resamples and permutations")
+    parser.add_argument("--output", type=Path, help="CSV to write the table to; none by default")
+    cli.add_overwrite(parser)
+    return parser.parse_args(argv)
+
+
+def load_runs(files: Sequence[Path], points: np.ndarray, alpha: float) -> tuple[ranking.Runs, np.ndarray]:
+    """Return the runs of some result files, restricted to these points, and their steps."""
+    results = read_results(files, columns=["correct"])
+    absent = np.setdiff1d(points, results.points)
+    if absent.size:
+        raise InputError(f"{files[0]}: lacks point {absent[0]}, which both rankings have")
+    column = np.searchsorted(results.points, points)
+    norms = results.sensitivity[:, :, column]
+    weights = renyi.interpolation_weights(results.steps, results.total_steps)
+    costs = renyi.realised_sum(norms, results.sample_rate, results.noise_multiplier, alpha, weights)
+    return ranking.Runs(costs, norms, results.columns["correct"][:, :, column], results.accuracy[:, -1]), results.steps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, print, save."""
+    args = parse(argv)
+    if bool(args.results_before) != bool(args.results_after):
+        raise InputError("--results_before and --results_after go together")
+    (points, before), (points_after, after) = read_ranking(args.before), read_ranking(args.after)
+    unknown = np.setdiff1d(points_after, points)
+    if unknown.size:
+        raise InputError(f"{args.after}: point {unknown[0]} is not in {args.before}")
+    if points_after.size < 2:
+        raise InputError(f"{args.after}: needs at least 2 points")
+    files = [args.before, args.after, *args.results_before, *args.results_after]
+    flags = {name: getattr(args, name) for name in ("paired", "alpha", "resamples", "seed")}
+    settings = {**flags, "input_sha256": [store.file_sha256(path) for path in files]}
+    output = store.Output(args.output, settings) if args.output else None
+    if output:
+        output.finished(overwrite=args.overwrite)
+
+    order, order_after = np.argsort(points), np.argsort(points_after)
+    kept = np.isin(points[order], points_after)
+    costs, gone = before[order][kept], before[order][~kept]
+    table: dict[str, Estimate | float] = {"points": float(kept.sum()), "points_removed": float(gone.size)}
+    table |= ranking.compare_rankings(costs, after[order_after], gone, args.seed)
+    if args.results_before:
+        shared = np.sort(points_after)
+        runs_before, steps = load_runs(args.results_before, shared, args.alpha)
+        runs_after, steps_after = load_runs(args.results_after, shared, args.alpha)
+        if not np.array_equal(steps, steps_after):
+            raise InputError(f"{args.results_after[0]}: measured at other steps than {args.results_before[0]}")
+        if args.paired and len(runs_before.costs) != len(runs_after.costs):
+            raise InputError(f"--paired: {len(runs_before.costs)} runs before, {len(runs_after.costs)} after")
+        table |= ranking.compare_runs(runs_before, runs_after, args.paired, args.resamples, args.seed)
+    for name, value in table.items():
+        print(f"{name:42s} {value if isinstance(value, Estimate) else format(value, '.4g')}")
+    if output:
+        parts = [value if isinstance(value, Estimate) else Estimate(value, np.nan, np.nan) for value in table.values()]
+        columns = {part: np.array([getattr(one, part) for one in parts]) for part in ("value", "low", "high")}
+        with store.exclusive(output.path.parent):
+            output.save(table_bytes({"metric": np.array(list(table)), **columns}), store.provenance())
+
+
+if __name__ == "__main__":
+    cli.run(main)

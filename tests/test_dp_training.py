@@ -1,0 +1,299 @@
+"""The private trainer: what a step computes, draws and adds, how it resumes, and an audit of what it leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DATA
+from scipy import stats
+from torch import Tensor, nn
+
+from libdata.datasets import load_dataset
+from libdata.errors import InputError
+from libdata.store import Output
+from libmodels.checkpoints import ModelSpec, to_bytes
+from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, read_state, seeded_model, train_private
+from libmodels.per_example import PerExampleGradients
+from libscores.accounting import calibrate_noise_multiplier
+
+BASE = DPSettings(steps=6, batch_size=20, noise_multiplier=1.0, max_grad_norm=0.5, optimizer="sgd", lr=0.5, seed=3)
+SPEC = ModelSpec("smallcnn", 10, 1, "mnist", "standard", {"activation": "tanh"})
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_dataset("mnist", "train", DATA, index=np.arange(120), normalization="standard")
+    return data.images, data.labels
+
+
+def make(digits: tuple[Tensor, Tensor], rows: Tensor | None = None, **changes) -> DPTrainer:
+    settings = dataclasses.replace(BASE, **changes)
+    return DPTrainer(seeded_model(SPEC, settings.seed), *digits, settings, rows)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """The same weights without anybody's hooks."""
+    copy = SPEC.build()
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def clipped_sum(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Tensor:
+    """The sum that a step clips, one example at a time with a plain backward pass."""
+    total = torch.zeros_like(weights(model))
+    for i in range(len(x)):
+        loss = F.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+        total += gradient * min(1.0, clip / (gradient.norm().item() + 1e-6))
+    return total
+
+
+@pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
+def test_a_step_without_noise_is_the_clipped_sum_over_the_expected_batch_size(digits, mode: str) -> None:
+    trainer = make(digits, noise_multiplier=0.0, grad_sample_mode=mode)
+    peek = make(digits)
+    for _ in range(2):
+        before, batch = weights(trainer.model), peek.sample()
+        want = clipped_sum(copy_of(trainer.model), digits[0][batch], digits[1][batch], 0.5)
+        step = trainer.take_step()
+        torch.testing.assert_close((before - weights(trainer.model)) * 20 / 0.5, want, rtol=1e-4, atol=1e-5)
+        assert step.size == len(batch) != 20  # the divisor is the expected size, not this one
+
+
+@pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
+@pytest.mark.parametrize("physical", [1, 7, 16])
+def test_split_batches_take_the_same_steps(digits, mode: str, physical: int) -> None:
+    whole = make(digits, grad_sample_mode=mode)
+    split = make(digits, grad_sample_mode=mode, max_physical_batch_size=physical)
+    sizes = []
+    for _ in range(3):
+        a, b = whole.take_step(), split.take_step()
+        sizes.append(a.size)
+        assert a.size == b.size and a.correct == b.correct
+        torch.testing.assert_close(a.loss, b.loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(weights(whole.model), weights(split.model), rtol=0, atol=2e-6)
+    assert max(sizes) > 16
+
+
+def test_ghost_and_hooks_take_the_same_steps(digits) -> None:
+    ghost, hooks = (make(digits, grad_sample_mode=mode, optimizer="rmsprop", lr=1e-3) for mode in GRAD_SAMPLE_MODES)
+    for _ in range(4):
+        ghost.take_step(), hooks.take_step()
+        torch.testing.assert_close(weights(ghost.model), weights(hooks.model), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
+def test_an_empty_batch_takes_its_noisy_step_and_is_counted(digits, mode: str, monkeypatch) -> None:
+    trainer = make(digits, grad_sample_mode=mode)
+    monkeypatch.setattr(trainer, "sample", lambda: torch.empty(0, dtype=torch.int64))
+    before = weights(trainer.model)
+    step = trainer.take_step()
+    noise = (before - weights(trainer.model)).double().numpy() * 20 / 0.5 / 0.5
+    assert (step.size, step.number, trainer.step, trainer.empty_batches) == (0, 1, 1, 1)
+    assert stats.kstest(noise, "norm").pvalue > 1e-4
+    monkeypatch.undo()
+    peek = make(digits, grad_sample_mode=mode)
+    trainer.take_step()
+    assert trainer.empty_batches == 1 and peek.step == 0
+
+
+def test_noise_has_the_right_scale_and_is_fresh(digits) -> None:
+    """The noise of 12 steps, found as the weights' change minus the clipped sum, is standard normal after scaling."""
+    trainer, peek = make(digits, noise_multiplier=2.5), make(digits)
+    draws = []
+    for _ in range(12):
+        before, batch = weights(trainer.model), peek.sample()
+        signal = clipped_sum(copy_of(trainer.model), digits[0][batch], digits[1][batch], 0.5)
+        trainer.take_step()
+        total = (before - weights(trainer.model)).double() * 20 / 0.5
+        draws.append(((total - signal) / (2.5 * 0.5)).numpy())
+    noise = np.stack(draws)
+    low, high = stats.chi2.ppf([5e-5, 1 - 5e-5], noise.size) / noise.size
+    assert low < np.mean(noise**2) < high
+    assert abs(noise.mean()) * noise.size**0.5 < 4.5
+    assert stats.kstest(noise.ravel()[::5], "norm").pvalue > 1e-4
+    correlation = np.corrcoef(noise)[np.triu_indices(12, 1)]
+    assert np.abs(correlation).max() * noise.shape[1] ** 0.5 < 5
+
+
+def test_sampling_is_poisson_at_exactly_the_rate(digits) -> None:
+    rows = torch.arange(0, 120, 2)
+    trainer = make(digits, rows, batch_size=7)
+    assert trainer.sample_rate == 7 / 60
+    counts, sizes = np.zeros(120), []
+    for _ in range(4000):
+        batch = trainer.sample()
+        counts[batch] += 1
+        sizes.append(len(batch))
+    assert not counts[1::2].any()
+    inside = counts[::2]
+    assert stats.chisquare(inside, np.full(60, inside.mean())).pvalue > 1e-4
+    assert stats.binomtest(int(counts.sum()), 4000 * 60, 7 / 60).pvalue > 1e-4
+    variance = np.var(sizes, ddof=1)
+    assert stats.chi2.cdf(variance * 3999 / (60 * 7 / 60 * (1 - 7 / 60)), 3999) == pytest.approx(0.5, abs=0.4999)
+
+
+def test_streams_are_separate(digits) -> None:
+    a, b = make(digits), make(digits, torch.arange(100), batch_size=15, noise_multiplier=0.1, optimizer="adam", lr=0.1)
+    torch.testing.assert_close(weights(a.model), weights(b.model), rtol=0, atol=0)
+    a.take_step(), b.take_step()
+    kept = make(digits, torch.arange(100), batch_size=20)
+    torch.manual_seed(99)
+    full = make(digits)
+    for _ in range(20):  # removing examples does not change the draws of the others, at one rate
+        kept.sample_rate = full.sample_rate
+        batch = full.sample()
+        torch.testing.assert_close(kept.sample(), batch[batch < 100])
+    other = make(digits, seed=4)
+    assert not torch.equal(weights(other.model), weights(make(digits).model))
+    assert [len(other.sample()) for _ in range(9)] != [len(full.sample()) for _ in range(9)]
+
+
+def test_global_random_state_is_neither_used_nor_changed(digits) -> None:
+    torch.manual_seed(1)
+    first = make(digits)
+    first.take_step()
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    second = make(digits)
+    second.take_step()
+    assert torch.equal(weights(first.model), weights(second.model))
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_learning_rate_drops_at_the_steps_named(digits) -> None:
+    trainer = make(digits, lr_drops=(2, 4), lr_drop_factor=0.1, lr=1.0)
+    rates = []
+    for _ in range(6):
+        trainer.take_step()
+        rates.append(trainer.state()["optimizer"]["param_groups"][0]["lr"])
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("mode", "optimizer", "momentum"),
+    [("ghost", "rmsprop", 0.0), ("ghost", "rmsprop", 0.5), ("ghost", "adam", 0.0), ("hooks", "sgd", 0.9)],
+)
+def test_a_state_continues_bit_for_bit(digits, tmp_path: Path, mode: str, optimizer: str, momentum: float) -> None:
+    changes = {"grad_sample_mode": mode, "optimizer": optimizer, "momentum": momentum, "lr": 0.01, "lr_drops": (4,)}
+    undisturbed = make(digits, **changes)
+    state = Output(tmp_path / "state.pt", {"a": 1})
+    assert train_private(undisturbed, state) and not state.path.exists()
+    stopped = make(digits, **changes)
+    steps: list[int] = []
+    assert not train_private(
+        stopped, state, stopping=lambda: stopped.step == 3, report=lambda s: steps.append(s.number)
+    )
+    assert steps == [1, 2, 3] and stopped.step == 3
+    resumed = make(digits, **changes)
+    assert train_private(resumed, state, kept=read_state(state), report=lambda s: steps.append(s.number))
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert to_bytes(undisturbed.state()) == to_bytes(resumed.state())
+    with pytest.raises(InputError, match="a: 1 there, 2 asked for"):
+        read_state(Output(tmp_path / "state.pt", {"a": 2}))
+
+
+def test_callbacks_come_at_the_named_steps_and_read_without_disturbing(digits, tmp_path: Path) -> None:
+    state = Output(tmp_path / "state.pt", {})
+    for mode in GRAD_SAMPLE_MODES:
+        plain, watched = make(digits, grad_sample_mode=mode), make(digits, grad_sample_mode=mode)
+        train_private(plain, state)
+        seen: dict[int, Tensor] = {}
+        rows = torch.tensor([5, 0, 40])
+
+        def look(trainer: DPTrainer, seen: dict = seen, rows: Tensor = rows) -> None:
+            seen[trainer.step] = trainer.gradient_norms(rows, batch_size=2)
+            want = PerExampleGradients(copy_of(trainer.model)).norms(digits[0][rows], digits[1][rows])
+            torch.testing.assert_close(seen[trainer.step], want, rtol=1e-5, atol=0)
+
+        train_private(watched, state, at=(0, 2, 6), on_step=look)
+        assert sorted(seen) == [0, 2, 6]
+        assert torch.equal(weights(plain.model), weights(watched.model))
+        first = clipped_sum(seeded_model(SPEC, 3), digits[0][5:6], digits[1][5:6], 1e9).norm()
+        torch.testing.assert_close(seen[0][0], first, rtol=1e-5, atol=0)
+
+
+def test_callbacks_are_repeated_from_the_saved_state_on(digits, tmp_path: Path) -> None:
+    state, seen = Output(tmp_path / "state.pt", {}), []
+    first = make(digits)
+    train_private(
+        first, state, at=range(7), on_step=lambda t: seen.append((t.step, weights(t.model))),
+        stopping=lambda: first.step == 4,
+    )  # fmt: skip
+    second = make(digits)
+    train_private(
+        second, state, kept=read_state(state), at=range(7), on_step=lambda t: seen.append((t.step, weights(t.model)))
+    )
+    assert [step for step, _ in seen] == [0, 1, 2, 3, 4, 4, 5, 6]
+    assert torch.equal(seen[4][1], seen[5][1])
+
+
+def test_networks_that_mix_examples_and_batches_over_n_are_refused(digits) -> None:
+    spec = ModelSpec("resnet18", 10, 1, "mnist", "standard", {"norm": "batch"})
+    with pytest.raises(InputError, match="resnet18.*BatchNorm.*--norm group"):
+        seeded_model(spec, 0)
+    with pytest.raises(InputError, match="--batch_size 20: there are 19"):
+        make(digits, torch.arange(19))
+
+
+def test_weights_that_are_not_finite_are_an_error(digits, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not finite after 6 steps; lower --lr"):
+        train_private(make(digits, lr=1e38, momentum=0.9), Output(tmp_path / "state.pt", {}))
+
+
+def audit(noise_multiplier: float, runs: int, delta: float, digits: tuple[Tensor, Tensor], steps: int) -> float:
+    """Train a family with and without one image and bound epsilon from below, with 95 % confidence.
+
+    The attacker knows everything but the presence of one marked image and looks at the weights' change along its
+    gradient. Half of the runs choose the threshold; the other half give exact (Clopper-Pearson) bounds on the
+    attack's error rates, and (epsilon, delta)-differential privacy bounds those.
+    """
+    x, y = digits[0][:60].clone(), digits[1][:60]
+    x[59] = 0.0
+    x[59, 0, 0, 0] = 30.0  # a pixel that no digit uses: nobody else moves the weights this way
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    torch.manual_seed(0)
+    initial = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    gradient = torch.autograd.grad(F.cross_entropy(initial(x[59:]), y[59:]), list(initial.parameters()))
+    direction = torch.cat([g.flatten() for g in gradient])
+    start = weights(initial)
+    for run in range(runs):
+        for present in (True, False):
+            model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+            model.load_state_dict(initial.state_dict())
+            # The canary's absence leaves the sampling rate as it is: neighbours differ in one example only.
+            settings = DPSettings(steps, 30, noise_multiplier, optimizer="sgd", lr=1e-3, seed=2 * run + present)
+            trainer = DPTrainer(model, x, y, settings, torch.arange(60 if present else 59))
+            trainer.sample_rate = 0.5
+            for _ in range(steps):
+                trainer.take_step()
+            scores[present].append(float((start - weights(model)) @ direction))
+    inside, outside = (np.array(scores[present]) for present in (True, False))
+    half = runs // 2
+    best = 0.0, 0.0
+    for threshold in np.quantile(outside[:half], np.linspace(0.5, 0.995, 60)):
+        hits, alarms = (inside[:half] > threshold).mean(), (outside[:half] > threshold).mean()
+        best = max(best, (np.log(max(hits - delta, 1e-9) / (alarms + 3 / half)), float(threshold)))
+    hits, alarms = ((values[half:] > best[1]).sum() for values in (inside, outside))
+    n = runs - half
+    least = stats.beta.ppf(0.025, hits, n - hits + 1) if hits else 0.0
+    most = stats.beta.ppf(0.975, alarms + 1, n - alarms)
+    return float(np.log(max(least - delta, 1e-12) / most))
+
+
+def test_audit_finds_less_than_the_claimed_epsilon_and_catches_too_little_noise(digits) -> None:
+    claimed, delta, steps = 2.0, 1e-3, 4
+    noise, spent = calibrate_noise_multiplier(claimed, delta, 0.5, steps)
+    found = audit(noise, 400, delta, digits, steps)
+    assert 0.2 < found <= spent <= claimed
+    assert audit(noise / 3, 400, delta, digits, steps) > claimed  # the audit can fail

@@ -1,0 +1,311 @@
+"""train_dp.py and calc_curv_private_models.py run as a user runs them: results, kills, refusals, job lines."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA, ROOT, assert_refused, run_script, start_script, tree, write_config
+
+from libdata.datasets import load_dataset
+from libdata.fz import read_run
+from libdata.index import index_digest
+from libdata.scores import KINDS, score_path
+from libdata.store import load_scores, read_sidecar
+from libmodels.checkpoints import load_model, read_checkpoint
+from libmodels.training import example_losses, predict
+from libscores.accounting import spent_epsilon
+from libscores.curvature import curvature
+
+KIND = ("--dataset", "mnist", "--arch", "smallcnn")
+FLAGS = (*KIND, "--data_subset", "300", "--batch_size", "32", "--epochs", "2")
+GENERATORS = {
+    "create_privacy_vs_curve_dp_train_jobs.sh": ("train_dp.py", 420),
+    "create_privacy_vs_curve_scorer_job.sh": ("calc_curv_private_models.py", 420),
+    "create_privacy_vs_memorization_dp_train_jobs.sh": ("train_dp.py", 240),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model on 200 of 300 digits; returns its folder."""
+    folder = tmp_path_factory.mktemp("private")
+    np.save(folder / "subset.npy", np.arange(299, 99, -1))
+    config = write_config(folder)
+    result = run_script(
+        "train_dp.py", *FLAGS, "--epsilon", 5, "--seed", 7, "--subset", folder / "subset.npy", "--config", config
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["epoch 1/2", "epoch 2/2"]
+    assert "loss" in lines[0] and "accuracy" in lines[0] and "of 5 spent" in lines[0]
+    return folder / "private_model_dir" / "mnist_smallcnn_eps_5_seed_7"
+
+
+def test_files_hold_what_the_model_does(trained: Path) -> None:
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "aux_arrays.json", "aux_arrays.npz", "model.json", "model.pt",
+    ]  # fmt: skip
+    model, spec = load_model(trained / "model.pt")
+    assert (spec.dataset, spec.arch, spec.normalization) == ("mnist", "smallcnn", "standard")
+    arrays = read_run(trained)
+    np.testing.assert_array_equal(arrays.index["train"], np.arange(100, 300))
+    np.testing.assert_array_equal(arrays.index["removed"], np.arange(100))
+    np.testing.assert_array_equal(arrays.index["test"], np.arange(10_000))
+    for group, split in (("train", "train"), ("removed", "train"), ("test", "test")):
+        data = load_dataset("mnist", split, DATA, index=arrays.index[group], normalization="standard")
+        correct, prob = predict(model, data.images, data.labels)
+        np.testing.assert_array_equal(arrays.correctness[group], correct)
+        np.testing.assert_allclose(arrays.prob[group], prob, atol=1e-6)
+    losses = example_losses(model, data.images, data.labels)
+    with np.load(trained / "aux_arrays.npz", allow_pickle=False) as file:
+        np.testing.assert_allclose(file["loss_test"], losses, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(np.exp(-losses), file["prob_test"], atol=1e-5)
+    outcome = read_sidecar(trained / "model.pt")["provenance"]["outcome"]
+    assert outcome["test_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert outcome["test_accuracy"] == arrays.correctness["test"].mean()
+
+
+def test_recorded_privacy_is_what_was_spent(trained: Path) -> None:
+    privacy = read_checkpoint(trained / "model.pt")["privacy"]
+    assert privacy["sample_rate"] == 32 / 200 and privacy["steps"] == round(2 * 200 / 32)
+    assert (privacy["epsilon"], privacy["delta"], privacy["max_grad_norm"]) == (5.0, 1e-5, 1.0)
+    recorded = privacy["noise_multiplier"], privacy["sample_rate"], privacy["steps"], 1e-5
+    assert 4.99 < privacy["spent_epsilon"] <= 5
+    assert spent_epsilon(*recorded) == pytest.approx(privacy["spent_epsilon"], abs=2e-3)
+    assert spent_epsilon(*recorded, "prv") == pytest.approx(privacy["spent_epsilon"], abs=0.02)
+    assert read_sidecar(trained / "model.pt")["provenance"]["privacy"] == privacy
+    settings = read_sidecar(trained / "model.pt")["settings"]
+    assert settings["train_on"] == {"n_examples": 200, "index_sha256": index_digest(np.arange(100, 300))}
+
+
+def test_same_line_skips_and_other_settings_are_refused(trained: Path) -> None:
+    folder = trained.parent.parent
+    before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+    own = ("--seed", 7, "--subset", folder / "subset.npy", "--config", folder / "config.json")
+    line = ("train_dp.py", *FLAGS, "--epsilon", 5, *own)
+    assert "finished before, skipped" in run_script(*line).stdout
+    for flags, mention in (
+        (("--lr", "0.01"), "optimization.lr: 0.001 there, 0.01 asked for"),
+        (("--optimizer", "adam"), "optimization.optimizer"),
+        (("--delta", "1e-6"), "privacy.delta: 1e-05 there, 1e-06 asked for"),
+        (("--accountant", "rdp"), "privacy.accountant"),
+        (("--lr_drops",), "optimization.lr_drops"),
+        (("--activation", "relu"), "model.options.activation"),
+        (("--data_subset", "400"), "data.n_examples: 300 there, 400 asked for"),
+    ):
+        assert_refused(run_script(*line, *flags), trained / "", mention, "--overwrite")
+    assert before == {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+
+
+def states(target: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in target.glob("state.pt")]
+
+
+def test_kills_and_stops_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    line = ["train_dp.py", *FLAGS, "--epochs", 12, "--epsilon", 8, "--optimizer", "adam", "--save_every", 0]
+    whole = write_config(tmp_path)
+    assert run_script(*line, "--config", whole).returncode == 0
+    want = tree(tmp_path / "private_model_dir")
+    shutil.move(tmp_path / "private_model_dir", tmp_path / "undisturbed")
+
+    target, rng = tmp_path / "private_model_dir/mnist_smallcnn_eps_8_seed_0", random.Random(1)
+    for signum, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = states(target)
+        process = start_script(*line, "--config", whole)
+        while states(target) == before:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.08)
+        process.send_signal(signum)
+        _, err = process.communicate()
+        assert process.returncode == status, err
+        if status > 0:
+            assert "stopped after step" in err and "run the same command again to go on" in err
+    step = read_checkpoint(target / "state.pt")["trainer"]["step"]
+    assert 0 < step < 112
+    refused = run_script(*line, "--lr", "0.5", "--config", whole)
+    assert_refused(refused, "state.pt", "optimization.lr: 0.001 there, 0.5 asked for")
+    result = run_script(*line, "--resume", "--config", whole)
+    assert result.returncode == 0, result.stderr
+    assert tree(tmp_path / "private_model_dir") == want
+
+
+def test_no_resume_begins_anew(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    line = ("train_dp.py", *FLAGS, "--epsilon", 5, "--config", config)
+    assert run_script(*line).returncode == 0
+    folder = tmp_path / "private_model_dir/mnist_smallcnn_eps_5_seed_0"
+    want = tree(folder)
+    (folder / "model.pt").unlink()
+    (folder / "state.pt").write_bytes(b"not a state")
+    (folder / "state.json").write_text("{}")
+    assert_refused(run_script(*line), "state.json")
+    assert run_script(*line, "--no-resume").returncode == 0
+    assert tree(folder) == want
+
+
+@pytest.mark.parametrize(
+    ("flags", "mentions"),
+    [
+        (["--epsilon", "0"], ["--epsilon", "0 is out of range"]),
+        (["--epsilon", "-3"], ["--epsilon", "-3"]),
+        (["--epsilon", "nan"], ["--epsilon", "nan"]),
+        ([], ["--epsilon"]),
+        (["--epsilon", "1", "--delta", "0"], ["--delta", "0 is out of range"]),
+        (["--epsilon", "1", "--delta=-1e-5"], ["--delta", "-1e-5"]),
+        (["--epsilon", "1", "--delta", "0.01"], ["--delta 0.01", "1/300", "--allow_large_delta"]),
+        (["--epsilon", "1", "--batch_size", "301"], ["--batch_size 301", "300"]),
+        (["--epsilon", "1", "--arch", "resnet18", "--norm", "batch"], ["resnet18", "BatchNorm", "--norm group"]),
+        (["--epsilon", "1", "--norm", "group"], ["--norm group", "'smallcnn'"]),
+        (["--epsilon", "1", "--subset", "{tmp}/far.npy"], ["far.npy", "position 60000"]),
+        (["--epsilon", "1", "--subset", "{tmp}/twice.npy"], ["twice.npy", "position 4 is repeated"]),
+        (["--epsilon", "1", "--subset", "{tmp}/outside.npy"], ["outside.npy", "example 300", "--data_subset 300"]),
+        (["--epsilon", "1", "--subset", "{tmp}/none.npy"], ["none.npy"]),
+        (["--epsilon", "1", "--data_subset", "70000"], ["70000", "60000"]),
+        (["--epsilon", "1", "--optimizer", "adam", "--momentum", "0.9"], ["--momentum 0.9", "adam"]),
+        (["--epsilon", "1", "--suffix", "../up"], ["--suffix", "../up"]),
+        (["--epsilon", "1", "--optimizer", "adagrad"], ["--optimizer", "adagrad"]),
+        (["--epsilon", "1", "--device", "cuda:77"], ["cuda:77"]),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(flags: list[str], mentions: list[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "far.npy", np.array([1, 60_000]))
+    np.save(tmp_path / "twice.npy", np.array([4, 4]))
+    np.save(tmp_path / "outside.npy", np.array([1, 300]))
+    config = write_config(tmp_path)
+    result = run_script("train_dp.py", *FLAGS, *(flag.format(tmp=tmp_path) for flag in flags), "--config", config)
+    assert_refused(result, *mentions)
+    assert not (tmp_path / "private_model_dir").exists()
+
+
+def test_a_large_delta_needs_to_be_allowed(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    flags = ("--epsilon", 1, "--delta", 0.01, "--allow_large_delta", "--epochs", 1, "--config", config)
+    assert run_script("train_dp.py", *FLAGS, *flags).returncode == 0
+
+
+def test_curvature_of_a_private_model_is_the_estimator_on_it(trained: Path) -> None:
+    folder = trained.parent.parent
+    line = ("calc_curv_private_models.py", *KIND, "--n_probes", 2, "--config", folder / "config.json")
+    np.save(folder / "few.npy", np.arange(40))
+    result = run_script(*line)
+    assert result.returncode == 0 and result.stdout == f"{trained.name}: scored\n", result.stderr
+    assert "skipped" in run_script(*line, "--epsilon", 5, "--seed", 7, "--suffix", "seed_7").stdout
+    data = load_dataset("mnist", "train", DATA, index=np.arange(300), normalization="standard")
+    model, _ = load_model(trained / "model.pt")
+    want = curvature(model, data.images, data.labels, data.index, n_probes=2)
+    for kind, array in zip(KINDS, (want.curvature, want.trace, data.labels.numpy()), strict=True):
+        got, sidecar = load_scores(score_path(folder / "score_dir", kind, trained.name, 1e-3))
+        np.testing.assert_array_equal(got, array)
+        assert sidecar["settings"]["model"]["sha256"] == read_sidecar(trained / "model.pt")["sha256"]
+    missing = run_script(*line, "--epsilon", 5, 20)
+    assert missing.returncode == 0 and "no model with epsilon 20" in missing.stderr
+    for flags, mention in (
+        (["--epsilon", "9"], "epsilon 9"),
+        (["--arch", "lenet5"], "lenet5"),
+        (["--dataset", "fashionmnist"], "fashionmnist"),
+        (["--seed", "8"], "seed 8"),
+    ):
+        assert_refused(run_script(*line, *flags), "no private model", mention)
+
+
+def test_a_checkpoint_of_another_network_or_damaged_is_refused(trained: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    copy = tmp_path / "private_model_dir" / trained.name
+    shutil.copytree(trained, copy)
+    line = ("calc_curv_private_models.py", *KIND, "--n_probes", 1, "--config", config)
+    content = torch.load(copy / "model.pt", weights_only=True)
+    content["spec"] |= {"arch": "lenet5", "options": {}}
+    torch.save(content, copy / "model.pt")
+    assert_refused(run_script(*line), "model.pt", "damaged or of another model")
+    sidecar = json.loads((copy / "model.json").read_text())
+    sidecar["settings"]["data"]["dataset"] = "fashionmnist"
+    (copy / "model.json").write_text(json.dumps(sidecar))
+    assert_refused(run_script(*line), "no private model of mnist")
+
+
+def generated(generator: str, *flags: object) -> list[str]:
+    command = ["sh", ROOT / "scripts" / generator, *map(str, flags)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_generators_print_the_papers_grid_once(generator: str) -> None:
+    script, n_lines = GENERATORS[generator]
+    words = [shlex.split(line) for line in generated(generator)]
+    assert len(words) == n_lines and len({tuple(line) for line in words}) == n_lines
+    assert all(line[:2] == ["python", script] for line in words)
+    flags = [dict(zip(line[2::2], line[3::2], strict=True)) for line in words]
+    epsilons = {float(line["--epsilon"]) for line in flags}
+    seeds = {int(line["--seed"]) for line in flags}
+    if "memorization" in generator:
+        assert epsilons == {1, 10, 20, 30, 40, 50} and seeds == set(range(40))
+        assert {line["--dataset"] for line in flags} == {"cifar100"}
+        assert all(Path(line["--subset"]).name == f"subset_{line['--seed']}.npy" for line in flags)
+    else:
+        assert epsilons == {1.0, *range(5, 101, 5)}
+        assert seeds == {10655, 11005, 12177, 14838, 20392, 21497, 25716, 41616, 42601, 54400}
+        assert {line["--dataset"] for line in flags} == {"cifar10", "cifar100"}
+    assert {line["--arch"] for line in flags} == {"resnet18"}
+    assert all(line["--suffix"].endswith(f"seed_{line['--seed']}") for line in flags)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_generators_pass_other_flags_on_and_refuse_what_they_cannot_read(generator: str) -> None:
+    flags = ("--epsilons", "0.5 2", "--seeds", "3", "--dataset", "mnist", "--arch", "smallcnn", "--suffix", "x_")
+    lines = generated(generator, *flags, "--config", "it's a file.json", "--overwrite")
+    words = [shlex.split(line) for line in lines]
+    assert len(words) == 2 and [line[line.index("--epsilon") + 1] for line in words] == ["0.5", "2"]
+    assert all(line[-5:] == ["--suffix", "x_3", "--config", "it's a file.json", "--overwrite"] for line in words)
+    for bad in (["--epsilons", "1 two"], ["--epsilons", "1.2.3"], ["--seeds", "1.5"], ["--epsilon", "3"], ["--seeds"]):
+        refused = subprocess.run(["sh", ROOT / "scripts" / generator, *bad], capture_output=True, text=True)
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and bad[0] in refused.stderr
+
+
+def test_sampled_lines_of_every_generator_run(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    (tmp_path / "subsets/mnist").mkdir(parents=True)
+    np.save(tmp_path / "subsets/mnist/subset_3.npy", np.arange(0, 100, 2))
+    grid = ("--dataset", "mnist", "--arch", "smallcnn", "--epsilons", "2 4", "--seeds", "3")
+    train = ("--data_subset", 100, "--batch_size", 10, "--epochs", 1)
+    lines = [
+        generated("create_privacy_vs_curve_dp_train_jobs.sh", *grid, *train, "--config", config)[1],
+        generated(
+            "create_privacy_vs_memorization_dp_train_jobs.sh", *grid, *train,
+            "--subset_dir", tmp_path / "subsets", "--config", config,
+        )[0],
+        generated("create_privacy_vs_curve_scorer_job.sh", *grid, "--n_probes", 1, "--config", config)[1],
+    ]  # fmt: skip
+    for line in lines:
+        words = shlex.split(line)
+        result = run_script(*words[1:])
+        assert result.returncode == 0, result.stderr
+    models = tmp_path / "private_model_dir"
+    names = ["mnist_smallcnn_eps_2_memorization_seed_3", "mnist_smallcnn_eps_4_seed_3"]
+    assert sorted(path.name for path in models.iterdir()) == names
+    np.testing.assert_array_equal(read_run(models / names[0]).index["train"], np.arange(0, 100, 2))
+    assert (tmp_path / "score_dir" / names[1]).is_dir()
+
+
+def test_a_job_file_runs_with_sh(trained: Path, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.sh"
+    folder = trained.parent.parent
+    flags = ("--dataset", "mnist", "--arch", "smallcnn", "--epsilons", "5", "--seeds", "7", "--n_probes", 2)
+    line = generated("create_privacy_vs_curve_scorer_job.sh", *flags, "--config", folder / "config.json")
+    jobs.write_text("\n".join(line) + "\n")
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(["sh", jobs], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and trained.name in result.stdout, result.stderr

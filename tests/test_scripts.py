@@ -206,3 +206,15 @@ def test_notebooks_are_committed_executed_and_name_no_machine(path: Path) -> Non
     )
     assert not re.search(r"/(home|root|work|tmp|Users)/", outputs)
     assert any("image/png" in out.get("data", {}) for cell in cells for out in cell["outputs"])
+
+
+def test_every_difference_names_a_test_that_exists() -> None:
+    found = 0
+    for line in (ROOT / "docs" / "differences.md").read_text().splitlines():
+        file = ""
+        for name, test in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", line):
+            file = name or file
+            source = (ROOT / "tests" / file).read_text() if file else ""
+            assert source and (not test or f"def {test}(" in source), line
+            found += bool(source)
+    assert found > 10

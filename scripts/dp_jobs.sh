@@ -1,6 +1,7 @@
-# Sourced by the generators of Links 2 and 3: one line of $script per data set, seed and epsilon.
+# Sourced by the generators of private models: one line of $script per data set, seed and epsilon.
 # In: $script, the grid ($datasets $epsilons $seeds), $suffix (what precedes the seed in a model's name) and, where
-# models are trained on subsets, $subset_dir. Other flags than those read here are passed on as they are.
+# models are trained on subsets, $subset_dir; with $named, lines say --name and not --suffix.
+# Other flags than those read here are passed on as they are.
 # shellcheck shell=sh disable=SC2154
 set -eu
 . "$(dirname -- "$0")/quoted.sh"
@@ -37,8 +38,9 @@ for dataset in $datasets; do
     for seed in $seeds; do
         subset=''
         [ -z "${subset_dir:-}" ] || subset=" --subset $(quoted "$subset_dir/$dataset/subset_$seed.npy")"
-        end="$subset --suffix $(quoted "$suffix$seed")$flags"
         for epsilon in $epsilons; do
+            end="$subset --suffix $(quoted "$suffix$seed")$flags"
+            [ -z "${named:-}" ] || end=" --name $(quoted "_${dataset}_${arch}_eps_${epsilon}_$suffix$seed")$flags"
             printf '%s\n' "python $script --dataset $name --arch $arch --epsilon $epsilon --seed $seed$end"
         done
     done

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +35,14 @@ from libmodels.checkpoints import model_bytes
 from libmodels.devices import resolve_device
 from libmodels.dp_options import EpochLog, add_dp_options, dp_settings, load_study, n_steps, plan_privacy, settings_of
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
-from libmodels.gradient_norms import Checkpoints, choose_points, constant_columns, measure, read_points, stage_steps
+from libmodels.gradient_norms import (
+    Checkpoints,
+    add_measurement_options,
+    choose_points,
+    constant_columns,
+    measure_stages,
+    read_points,
+)
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -44,29 +50,11 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser = cli.Parser(__doc__)
     add_dp_options(parser, epsilon=10.0)
     parser.set_defaults(arch="lenet5", epochs=40, optimizer="sgd", lr=0.1, lr_drops=[], seed=None)
-    add = parser.add_argument
-    add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
-    add("--name", help="what follows ckpt in the name of the checkpoints' folder (default: the run's number)")
-    add("--res_name", help="what follows res in the name of the result file (default: as --name)")
-    add(
-        "--points", default="1000", help="points to measure: the first N, a range A-B, or a file; 0 for the sample only"
-    )
-    add("--points-sample", type=cli.non_negative_int, default=0, metavar="K", help="measure K random others as well")
-    add("--points-seed", type=cli.non_negative_int, default=0, metavar="S", help="seed of --points-sample")
-    add("--remove-points", metavar="FILE", help="points to leave out of the training (default: none)")
-    add("--stages", type=cli.number(int, at_least=2), default=41, help="measure at i/(STAGES-1) of the training")
-    add(
-        "--stage",
-        type=cli.number(float, at_least=0),
-        help="measure at this one share only, from its checkpoint (default: all)",
-    )
-    add("--save_freq", type=cli.positive_int, default=100, help="steps between checkpoints")
+    add_measurement_options(parser)
     args = parser.parse_args(argv)
     args.seed = args.run if args.seed is None else args.seed
     args.name = args.name or str(args.run)
     args.res_name = args.res_name or args.name
-    if args.stage is not None and args.stage > 1:
-        parser.error(f"argument --stage: {args.stage:g} is out of range, must be <= 1")
     return args
 
 
@@ -116,20 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 at = f"stopped after step {trainer.step} of {total}"
                 raise cli.Stopped(stopping(), f"{models}: {at}; run the same command again to go on")
 
-        rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-        tables, wanted = [], stage_steps(stages, total, steps)
-        with cli.progress(len(wanted), f"measuring {models.name}", "stages") as bar:
-            for step in wanted:
-                checkpoints.load(step, trainer)
-                columns = measure(trainer, points, rows, (test[0], test[1]))
-                tables.append(pd.DataFrame({"step": step, **columns, **constant_columns(args, privacy)}))
-                bar.update()
+        table = measure_stages(trainer, checkpoints, stages, points, study, (test[0], test[1]))
         made_by = provenance(device=str(device), privacy=privacy, seconds=round(time.monotonic() - started, 3))
         with exclusive(result.path.parent):
-            result.save(pd.concat(tables).to_csv(index=False).encode(), made_by)
+            result.save(table.assign(**constant_columns(args, privacy)).to_csv(index=False).encode(), made_by)
         state.remove()
-    accuracy = tables[-1]["accuracy"].iloc[0]
-    print(f"{result.path}: {len(points)} points at {len(wanted)} stages, test accuracy {accuracy:.4f}", flush=True)
+    stages_done, accuracy = table["step"].nunique(), table["accuracy"].iloc[-1]
+    print(f"{result.path}: {len(points)} points at {stages_done} stages, test accuracy {accuracy:.4f}", flush=True)
 
 
 if __name__ == "__main__":

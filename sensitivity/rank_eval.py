@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 
 
 def load_runs(files: Sequence[Path], points: np.ndarray, alpha: float) -> tuple[ranking.Runs, np.ndarray]:
-    """Return the runs of some result files, restricted to these points, and their steps."""
+    """Return the runs of some result files, restricted to these points, and their stages as shares of the run."""
     results = read_results(files, columns=["correct"])
     absent = np.setdiff1d(points, results.points)
     if absent.size:
@@ -60,7 +60,9 @@ def load_runs(files: Sequence[Path], points: np.ndarray, alpha: float) -> tuple[
     norms = results.sensitivity[:, :, column]
     weights = renyi.interpolation_weights(results.steps, results.total_steps)
     costs = renyi.realised_sum(norms, results.sample_rate, results.noise_multiplier, alpha, weights)
-    return ranking.Runs(costs, norms, results.columns["correct"][:, :, column], results.accuracy[:, -1]), results.steps
+    return ranking.Runs(
+        costs, norms, results.columns["correct"][:, :, column], results.accuracy[:, -1]
+    ), results.steps / results.total_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     table |= ranking.compare_rankings(costs, after[order_after], gone, args.seed)
     if args.results_before:
         shared = np.sort(points_after)
-        runs_before, steps = load_runs(args.results_before, shared, args.alpha)
-        runs_after, steps_after = load_runs(args.results_after, shared, args.alpha)
-        if not np.array_equal(steps, steps_after):
-            raise InputError(f"{args.results_after[0]}: measured at other steps than {args.results_before[0]}")
+        runs_before, stages = load_runs(args.results_before, shared, args.alpha)
+        runs_after, stages_after = load_runs(args.results_after, shared, args.alpha)
+        if not ranking.same_stages(stages, stages_after):
+            raise InputError(f"{args.results_after[0]}: measured at other stages than {args.results_before[0]}")
         if args.paired and len(runs_before.costs) != len(runs_after.costs):
             raise InputError(f"--paired: {len(runs_before.costs)} runs before, {len(runs_after.costs)} after")
         table |= ranking.compare_runs(runs_before, runs_after, args.paired, args.resamples, args.seed)

@@ -152,3 +152,9 @@ def test_selected_points():
     assert set(chosen) < set(points)
     with pytest.raises(ValueError, match="choose 5"):
         ranking.select_points(points, costs, 5, "cheapest")
+
+
+def test_trajectories_that_are_clipped_throughout_have_no_correlation() -> None:
+    runs = ranking.Runs(np.ones((2, 4)), np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.ones(2))
+    table = ranking.compare_runs(runs, runs, paired=True, n_resamples=5)
+    assert math.isnan(table["trajectory_correlation"].value) and table["trajectory_cosine"].value == pytest.approx(1)

@@ -1,0 +1,267 @@
+"""compute_sensitivity.py run as a user runs it, and its results through the accounting and the rankings."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import DATA, assert_refused, run_script, start_script, tree, write_config
+from torch.nn import functional as F
+
+from libdata.datasets import load_dataset
+from libdata.sensitivity_results import read_results
+from libdata.store import read_sidecar
+from libmodels.checkpoints import load_model, read_checkpoint
+from libscores.ranking import same_stages
+
+SCRIPT = "sensitivity/compute_sensitivity.py"
+BATCH, EXAMPLES, EPOCHS, TOTAL, CLIP = 32, 200, 3, 19, 2.5
+TRAINING = (
+    "--data_subset",
+    EXAMPLES,
+    "--batch_size",
+    BATCH,
+    "--epochs",
+    EPOCHS,
+    "--accountant",
+    "rdp",
+    "--max_grad_norm",
+    CLIP,
+)
+FLAGS = (*TRAINING, "--stages", 5, "--save_freq", 2)
+STEPS = [0, 4, 10, 14, 19]  # the checkpoints 0, 2, ..., 18, 19 nearest to 0, 4.75, 9.5, 14.25 and 19
+PUBLISHED = [
+    "distance (sum)", "step", "p", "point", "sigma", "correct", "accuracy", "batch_size", "lr", "cn", "epochs", "eps",
+    "dataset", "model", "seed", "reduction",
+]  # fmt: skip
+
+
+def compute(folder: Path, *flags: object) -> str:
+    result = run_script(SCRIPT, *FLAGS, *flags, "--config", folder / "config.json")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs 1 and 2 on 200 digits and their result files; returns the folder with config.json."""
+    folder = tmp_path_factory.mktemp("sensitivity")
+    write_config(folder)
+    for run in (1, 2):
+        compute(folder, "--run", run, "--points", 20, "--points-sample", 5, "--points-seed", 4)
+    return folder
+
+
+def results(study: Path, run: object) -> Path:
+    return study / "sensitivity_dir" / "res" / f"res{run}.csv"
+
+
+def test_rows_and_columns(study: Path) -> None:
+    table = pd.read_csv(results(study, 1))
+    assert {*PUBLISHED, "grad_norm", "clipped_norm", "delta", "total_steps", "run"} == set(table)
+    assert sorted(table["step"].unique()) == STEPS and len(table) == 5 * 25
+    sample = table["point"].unique()[20:]
+    assert table["point"].unique()[:20].tolist() == list(range(20))
+    assert len(sample) == 5 and sample.min() >= 20 and sample.max() < EXAMPLES
+    other = pd.read_csv(results(study, 2))
+    assert np.array_equal(table["point"], other["point"])  # the sample belongs to its own seed, not to the run's
+    assert table["seed"].unique().tolist() == [1] and other["seed"].unique().tolist() == [2]
+    for column, value in {
+        "p": BATCH / EXAMPLES,
+        "batch_size": BATCH,
+        "cn": CLIP,
+        "total_steps": TOTAL,
+        "eps": 10,
+    }.items():
+        assert table[column].unique().tolist() == [value]
+
+
+@pytest.mark.parametrize("step", [0, 10, TOTAL])
+def test_norms_agree_with_a_batch_of_one_loop_over_saved_weights(study: Path, step: int) -> None:
+    table = pd.read_csv(results(study, 1))
+    rows = table[table["step"] == step]
+    model = load_model(study / "sensitivity_dir" / "models" / "ckpt1" / f"step_{step}.pt", torch.device("cpu"))[
+        0
+    ].eval()
+    digits = load_dataset(
+        "mnist", "train", DATA, index=rows["point"].to_numpy(), normalization="standard", image_size=32
+    )
+    test = load_dataset("mnist", "test", DATA, normalization="standard", image_size=32)
+    norms, correct = [], []
+    for image, label in zip(digits.images, digits.labels, strict=True):
+        logits = model(image[None])
+        gradients = torch.autograd.grad(F.cross_entropy(logits, label[None]), list(model.parameters()))
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).double().norm()))
+        correct.append(int(logits.argmax() == label))
+    np.testing.assert_allclose(rows["grad_norm"], norms, rtol=1e-4)
+    assert rows["correct"].tolist() == correct
+    np.testing.assert_array_equal(rows["clipped_norm"], np.minimum(rows["grad_norm"], CLIP))
+    np.testing.assert_array_equal(rows["distance (sum)"], rows["clipped_norm"] / BATCH)
+    with torch.no_grad():
+        accuracy = (model(test.images).argmax(1) == test.labels).double().mean()
+    assert rows["accuracy"].unique() == pytest.approx([float(accuracy)], abs=2e-4)
+
+
+def test_runs_have_their_own_seed(study: Path) -> None:
+    weights = [read_checkpoint(study / f"sensitivity_dir/models/ckpt{run}/step_0.pt")["state_dict"] for run in (1, 2)]
+    assert not any(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    first, second = (pd.read_csv(results(study, run)) for run in (1, 2))
+    assert np.mean(first["grad_norm"] == second["grad_norm"]) < 0.05
+    assert len(read_results([results(study, 1), results(study, 2)]).runs) == 2
+
+
+def test_one_stage_is_the_row_of_the_full_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("libmodels.dp_training.DPTrainer.take_step", lambda *_: pytest.fail("trained again"))
+    for stage, step in ((0.5, 10), (1, TOTAL)):
+        compute(study, "--run", 1, "--points", 20, "--points-sample", 5, "--points-seed", 4, "--stage", stage)
+        whole = pd.read_csv(results(study, 1))
+        alone = pd.read_csv(results(study, f"1_stage_{stage}"))
+        pd.testing.assert_frame_equal(alone, whole[whole["step"] == step].reset_index(drop=True))
+    compute(study, "--run", 1, "--points", "30-34", "--res_name", "_more")
+    more = pd.read_csv(results(study, "_more"))
+    assert more["point"].unique().tolist() == [30, 31, 32, 33, 34] and sorted(more["step"].unique()) == STEPS
+    assert "skipped" in compute(study, "--run", 1, "--points", "30-34", "--res_name", "_more")
+
+
+def test_removal_trains_without_the_points(study: Path, tmp_path: Path) -> None:
+    gone, kept = tmp_path / "gone.txt", tmp_path / "kept.npy"
+    gone.write_text(" ".join(map(str, range(0, 40, 2))) + "\n")
+    np.save(kept, np.arange(1, 20, 2))
+    compute(study, "--run", 1, "--remove-points", gone, "--points", kept, "--name", "_rm1")
+    before, after = pd.read_csv(results(study, 1)), pd.read_csv(results(study, "_rm1"))
+    total = round(EPOCHS * (EXAMPLES - 20) / BATCH)
+    assert after["total_steps"].unique().tolist() == [total] == [17]
+    assert after["p"].unique().tolist() == [BATCH / (EXAMPLES - 20)] and after["seed"].unique().tolist() == [1]
+    assert after["point"].unique().tolist() == list(range(1, 20, 2))
+    trained_on = read_sidecar(results(study, "_rm1"))["settings"]["train_on"]
+    assert trained_on["n_examples"] == EXAMPLES - 20
+    same = before[(before["step"] == 0) & before["point"].isin(after["point"])]
+    np.testing.assert_array_equal(same["grad_norm"], after.loc[after["step"] == 0, "grad_norm"])
+    # Points that are left out change nothing: the removed may as well be blank.
+    subset = tmp_path / "subset.npy"
+    np.save(subset, np.setdiff1d(np.arange(EXAMPLES), np.arange(0, 40, 2)))
+    compute(study, "--run", 1, "--subset", subset, "--points", kept, "--name", "_subset")
+    pd.testing.assert_frame_equal(after, pd.read_csv(results(study, "_subset")))
+
+
+def test_kills_and_stops_change_nothing(study: Path, tmp_path: Path) -> None:
+    line = (SCRIPT, *FLAGS, "--points", 20, "--points-sample", 5, "--points-seed", 4, "--save_every", 0)
+    config, folder, rng = write_config(tmp_path), tmp_path / "sensitivity_dir" / "models" / "ckpt1", random.Random(2)
+    for signum, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = len(list(folder.glob("step_*.pt")))
+        process = start_script(*line, "--config", config)
+        while len(list(folder.glob("step_*.pt"))) <= before:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signum)
+        _, err = process.communicate()
+        assert process.returncode == status, err
+        assert status < 0 or "run the same command again to go on" in err
+        assert not results(tmp_path, 1).exists()
+    assert run_script(*line, "--config", config).returncode == 0
+    for part in ("res/res1.csv", "models/ckpt1/step_18.pt", f"models/ckpt1/step_{TOTAL}.pt"):
+        assert (tmp_path / "sensitivity_dir" / part).read_bytes() == (study / "sensitivity_dir" / part).read_bytes()
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (study / "sensitivity_dir/models/ckpt1").iterdir()}
+
+
+def test_results_go_through_accounting_ranking_and_comparison(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    (folder / "res").mkdir(parents=True)
+    files = [Path(shutil.copy(results(study, run), folder / "res")) for run in (1, 2)]
+    assert run_script("renyi_per_instance_sum_compo.py", *files).returncode == 0
+    totals = folder / "compo_res" / "compo_res_all_totals.csv"
+    table = pd.read_csv(totals)
+    assert len(table) == 25 and np.all(table["epsilon composed"] <= table["epsilon data-independent"] * (1 + 1e-9))
+    assert table["epsilon data-independent"].unique() == pytest.approx([10], rel=0.01)  # what the noise was made for
+    ranked = run_script("sensitivity/compo_res/rank.py", totals, "--select", 5)
+    assert ranked.returncode == 0, ranked.stderr
+    gone, kept = (folder / "compo_res" / f"compo_res_all_cheapest_5{end}.txt" for end in ("", "_kept"))
+    for run in (1, 2):
+        compute(study, "--run", run, "--remove-points", gone, "--points", kept, "--name", f"_removed{run}")
+    after = [results(study, f"_removed{run}") for run in (1, 2)]
+    compo = ("renyi_per_instance_sum_compo.py", *after, "--output_dir", folder / "compo_rm")
+    assert run_script(*compo).returncode == 0
+    assert run_script("sensitivity/compo_res/rank.py", folder / "compo_rm/compo_res_all_totals.csv").returncode == 0
+    rankings = [folder / part / "compo_res_all_ranked.csv" for part in ("compo_res", "compo_rm")]
+    lists = ("--results_before", *files, "--results_after", *after, "--paired", "--resamples", 20)
+    compared = run_script("sensitivity/rank_eval.py", *rankings, *lists, "--output", tmp_path / "table.csv")
+    assert compared.returncode == 0, compared.stderr
+    values = pd.read_csv(tmp_path / "table.csv").set_index("metric")["value"]
+    assert values["points"] == 20 and values["points_removed"] == 5 and -1 <= values["spearman"] <= 1
+
+
+def test_stages_of_shorter_trainings_are_matched() -> None:
+    assert same_stages(np.array([0, 0.24, 0.51, 1]), np.array([0, 0.26, 0.49, 1]))
+    assert not same_stages(np.array([0, 0.5, 1]), np.array([0, 0.25, 0.5, 1]))
+    assert not same_stages(np.array([0, 0.25, 1]), np.array([0, 0.5, 1]))
+
+
+def point_file(folder: Path, text: str) -> Path:
+    path = folder / "points.txt"
+    path.write_text(text)
+    return path
+
+
+BAD = {
+    "out of the data": (["--points", "60001"], ["60000", "outside"]),
+    "out of the study": (["--points", 201], ["--points 201", "point 200", "not among the training examples"]),
+    "none": (["--points", 0], ["0:"]),
+    "no number": (["--points", "few"], ["few", "cannot read points"]),
+    "too large a sample": (["--points", 150, "--points-sample", 51], ["--points-sample 51", "50 other points"]),
+    "stage above 1": (["--stage", 1.5], ["--stage", "1.5"]),
+    "stage below 0": (["--stage", -0.5], ["--stage", "-0.5"]),
+    "one stage": (["--stages", 1], ["--stages", "1"]),
+    "stage without checkpoints": (["--points", 5, "--stage", 0.5], ["ckpt1", "train first", "--stage"]),
+    "batch": (["--points", 5, "--batch_size", 201], ["--batch_size 201", "200"]),
+    "epsilon": (["--epsilon", 0], ["--epsilon", "0"]),
+    "delta": (["--points", 5, "--delta", 0.1], ["--delta 0.1", "1/200"]),
+    "name": (["--name", "../x"], ["--name", "../x"]),
+    "run": (["--run", 0], ["--run", "0"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_flags_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    flags, mentions = BAD[name]
+    config = write_config(tmp_path)
+    assert_refused(run_script(SCRIPT, *FLAGS, *flags, "--config", config), *mentions)
+    assert not [path for path in (tmp_path / "sensitivity_dir").rglob("*") if path.name != ".lock" and path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("points", "removed", "mentions"), [
+        ("1 2 2", None, ["points.txt", "2 is repeated"]),
+        ("1 -2", None, ["points.txt", "-2 is outside"]),
+        ("1 x", None, ["points.txt", "cannot read points"]),
+        ("", None, ["points.txt", "non-empty"]),
+        ("1 2 3", "3 4", ["point 3 is among the removed"]),
+        ("1", "5 5", ["removed.txt", "5 is repeated"]),
+        ("1", "300", ["point 300 cannot be left out"]),
+        ("1", "70000", ["removed.txt", "70000 is outside"]),
+    ],
+)  # fmt: skip
+def test_bad_lists_of_points_are_refused(tmp_path: Path, points: str, removed: str | None, mentions: list) -> None:
+    flags = ["--points", point_file(tmp_path, points)]
+    if removed is not None:
+        (tmp_path / "removed.txt").write_text(removed)
+        flags += ["--remove-points", tmp_path / "removed.txt"]
+    assert_refused(run_script(SCRIPT, *FLAGS, *flags, "--config", write_config(tmp_path)), *mentions)
+    assert not (tmp_path / "sensitivity_dir").exists()
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(study: Path) -> None:
+    before = tree(study / "sensitivity_dir")
+    line = (SCRIPT, *FLAGS, "--run", 1, "--config", study / "config.json")
+    assert_refused(run_script(*line, "--points", 21), "res1.csv", "points_sha256")
+    assert_refused(run_script(*line, "--points", 5, "--res_name", "_x", "--lr", 0.2), "step_0.pt", "lr: 0.1 there, 0.2")
+    refused = run_script(*line, "--points", 5, "--res_name", "_x", "--save_freq", 3, "--stage", 0.5)
+    assert_refused(refused, "ckpt1", "train first")
+    assert tree(study / "sensitivity_dir") == before

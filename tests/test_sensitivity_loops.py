@@ -1,0 +1,98 @@
+"""The loops of sensitivity/ and their job lines, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, tree, write_config
+
+LOOPS = sorted((ROOT / "sensitivity").glob("*.sh"))
+FLAGS = (
+    "--data_subset", 200, "--batch_size", 32, "--epochs", 2, "--max_grad_norm", 2.5, "--accountant", "rdp",
+    "--points", 20, "--stages", 3, "--save_freq", 2, "--save_every", 0,
+)  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+
+
+def start(script: str, *flags: object) -> subprocess.Popen[str]:
+    line = [str(ROOT / "sensitivity" / script), *map(str, flags)]
+    return subprocess.Popen(line, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(script: str, *flags: object) -> tuple[int, str, str]:
+    process = start(script, *flags)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.name)
+def test_loops_are_posix_and_executable(path: Path) -> None:
+    assert subprocess.run([shutil.which("dash") or "sh", "-n", path], capture_output=True).returncode == 0
+    assert path.name == "common.sh" or os.access(path, os.X_OK)
+
+
+@pytest.mark.slow
+def test_study_and_removal_end_to_end_with_a_stop_in_between(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    folder, line = tmp_path / "sensitivity_dir", (*FLAGS, "--runs", 2, "--config", config)
+    process = start("run_loop.sh", *line)
+    while not (folder / "models" / "ckpt1" / "step_0.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143 and "run_loop.sh: stopped; run the same command again to go on" in err
+    assert not list(folder.glob("res/*"))
+    status, out, err = finish("run_loop.sh", *line)
+    assert status == 0 and "run 1 of 2 done" in out and "left" in out, err
+    assert {path.name for path in folder.glob("res/*.csv")} == {"res1.csv", "res2.csv"}
+    before = tree(folder / "res")
+    status, out, _ = finish("run_loop.sh", *line)
+    assert status == 0 and out.count("skipped") == 2 and tree(folder / "res") == before
+
+    status, out, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random")
+    assert status == 0, err
+    table = pd.read_csv(folder / "compo_res" / "comparison_random_5.csv").set_index("metric")
+    assert table.loc["points", "value"] == 15 and table.loc["points_removed", "value"] == 5
+    gone = set((folder / "compo_res" / "compo_res_all_random_5.txt").read_text().split())
+    for run in (1, 2):
+        rows = pd.read_csv(folder / "res" / f"res_random_5_{run}.csv")
+        assert rows["seed"].unique().tolist() == [run] and not gone & set(rows["point"].astype(str))
+    everything = tree(folder)
+    assert finish("run_compo.sh", "--runs", 2, "--remove", 5, "--which", "random", "--config", config)[0] == 0
+    assert tree(folder) == everything
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "mention"), [
+        ("run_loop.sh", ["--runs", "0"], "--runs 0"),
+        ("run_loop.sh", ["--runs"], "--runs needs a value"),
+        ("run_loop.sh", ["--seed", "3"], "--seed"),
+        ("run_loop_rm.sh", ["--which", "most"], "--which most"),
+        ("run_loop_rm.sh", ["--remove", "x"], "--remove x"),
+        ("run_compo.sh", ["--config", "nowhere.json"], "nowhere.json"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(script: str, flags: list[str], mention: str) -> None:
+    status, _, err = finish(script, *flags)
+    assert status == 2 and len(err.splitlines()) == 1 and mention in err
+
+
+def test_a_job_line_for_every_seed_and_epsilon() -> None:
+    line = ["sh", "scripts/create_per_instance_renyi_jobs.sh", "--epsilons", "1 10", "--seeds", "3 4", "--stages", "5"]
+    out = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = [shlex.split(line) for line in out.splitlines()]
+    assert [(w[w.index("--seed") + 1], w[w.index("--epsilon") + 1]) for w in words] == [
+        (seed, epsilon) for seed in "34" for epsilon in ("1", "10")
+    ]
+    assert len({w[w.index("--name") + 1] for w in words}) == 4
+    assert all(w[:2] == ["python", "sensitivity/compute_sensitivity.py"] and w[-2:] == ["--stages", "5"] for w in words)

@@ -70,10 +70,11 @@ def score_shards(
     settings = score_settings(model_name, model_identity, identity, args)
     outputs = score_outputs(score_dir, settings)
     folder = score_dir / model_name
+    parts_dir = folder / f"parts_{args.h}"
     if all([output.finished(overwrite=args.overwrite) for output in outputs]):
+        shutil.rmtree(parts_dir, ignore_errors=True)  # left by a job that was killed after it merged
         return "finished before, skipped"
 
-    parts_dir = folder / f"parts_{args.h}"
     parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}) for path in shards]
     model: nn.Module | None = None
     correct, expected = np.empty(0, dtype=bool), np.empty(0)

@@ -24,7 +24,7 @@ from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
-from libdata.fz import list_runs, read_run, run_dir
+from libdata.fz import ensemble_root, list_runs, read_run, run_dir
 from libdata.index import index_digest, load_array
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{args.scores}: shape {scores.shape}, expected one score per example of {args.dataset}")
         examples = np.arange(len(scores))
     else:
-        root = config.fz_model_dir / f"{args.dataset}_{args.arch}"
+        root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
         folders = [run_dir(root, args.ensemble_ratio, run) for run in list_runs(root, args.ensemble_ratio, 0, None)]
         examples = read_run(folders[0]).examples
         runs = (read_run(folder).on(examples, args.value) for folder in folders)

@@ -218,3 +218,10 @@ def test_every_difference_names_a_test_that_exists() -> None:
             assert source and (not test or f"def {test}(" in source), line
             found += bool(source)
     assert found > 10
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_start_as_the_readme_types_them(path: Path) -> None:
+    command = [sys.executable, str(path.relative_to(ROOT)), "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "usage:" in result.stdout, result.stderr

@@ -17,19 +17,19 @@ out=results/demo
 mkdir -p "$out/figures"
 
 step() { printf '\n%s\n' "$*"; }
-step "1/6 MNIST"
+step "1/7 MNIST"
 python -m libdata.download mnist
 common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
 # shellcheck disable=SC2086  # words of $common are meant to split, here and below
 {
-step "2/6 Link 1: 60 networks on random 70 % of 2,000 digits"
+step "2/7 Link 1: 60 networks on random 70 % of 2,000 digits"
 sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 2000 >"$out/train_fz.sh"
 sh scripts/run_jobs.sh "$out/train_fz.sh" -j "$jobs"
-step "3/6 Link 1: curvature of every digit under every network"
+step "3/7 Link 1: curvature of every digit under every network"
 sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 >"$out/score_fz.sh"
 sh scripts/run_jobs.sh "$out/score_fz.sh" -j "$jobs"
 
-step "4/6 Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
+step "4/7 Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
 seeds="0 1 2 3 4 5"
 epsilons="1 5 10 20 40 100"
 # shellcheck disable=SC2086
@@ -37,12 +37,22 @@ python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
 sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
     --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
 sh scripts/run_jobs.sh "$out/train_dp.sh" -j "$jobs"
-step "5/6 Link 2: curvature of every digit under every private network"
+step "5/7 Link 2: curvature of every digit under every private network"
 sh scripts/create_privacy_vs_curve_scorer_job.sh $common --epsilons "$epsilons" --seeds "$seeds" \
     --suffix memorization_seed_ >"$out/score_dp.sh"
 sh scripts/run_jobs.sh "$out/score_dp.sh" -j "$jobs"
 
-step "6/6 Figures and notebooks"
+step "6/7 Per-instance privacy: 3 private LeNets, 300 points at 21 stages, again without 30 of the points"
+loops="--config scripts/demo_config.json --runs 3 --remove 30"
+flags="--data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp --save_freq 10 --stages 21"
+sh sensitivity/run_loop.sh $loops $flags --points 150 --points-sample 150
+for which in cheapest random; do
+    echo "sh sensitivity/run_loop_rm.sh --which $which $loops $flags"
+done >"$out/removal.sh"
+sh sensitivity/run_compo.sh $loops >"$out/compo.log"
+sh scripts/run_jobs.sh "$out/removal.sh" -j "$jobs"
+
+step "7/7 Figures and notebooks"
 python loss_v_priv.py $common
 python calc_private_memorization.py $common
 }
@@ -50,6 +60,12 @@ sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb "$out/figure
     -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
 sh scripts/run_notebook.sh notebooks/curv_privacy.ipynb "$out/figures" \
     -p config scripts/demo_config.json -y "datasets: [mnist]" -p arch smallcnn -p suffix 'memorization_seed_*'
+sh scripts/run_notebook.sh notebooks/per_instance_privacy.ipynb "$out/figures" \
+    -p config scripts/demo_config.json -y "runs: [1, 2, 3]" -p first 150
+sh scripts/run_notebook.sh notebooks/removal.ipynb "$out/figures" \
+    -p config scripts/demo_config.json -y "runs: [1, 2, 3]" -p remove 30
+sh scripts/run_notebook.sh notebooks/cost_curves.ipynb "$out/figures" \
+    -p config scripts/demo_config.json -y "runs: [1, 2, 3]"
 
 echo
 python scripts/print_results.py "$out/figures"

@@ -87,9 +87,7 @@ def test_rows_and_columns(study: Path) -> None:
 def test_norms_agree_with_a_batch_of_one_loop_over_saved_weights(study: Path, step: int) -> None:
     table = pd.read_csv(results(study, 1))
     rows = table[table["step"] == step]
-    model = load_model(study / "sensitivity_dir" / "models" / "ckpt1" / f"step_{step}.pt", torch.device("cpu"))[
-        0
-    ].eval()
+    model = load_model(study / "sensitivity_dir" / "models" / "ckpt1" / f"step_{step}.pt")[0]
     digits = load_dataset(
         "mnist", "train", DATA, index=rows["point"].to_numpy(), normalization="standard", image_size=32
     )

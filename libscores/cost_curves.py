@@ -1,7 +1,7 @@
 """Cost curves from fewer checkpoints: every third is measured, the rest is predicted.
 
 A cost curve is a point's privacy cost (or gradient norm) at every checkpoint of a run. The first three methods are
-those of the published study, `pchip` is the better one.
+those of the published study, `pchip` keeps the shape of the measured values and is smooth.
 """
 
 from __future__ import annotations

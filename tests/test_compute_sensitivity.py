@@ -158,7 +158,7 @@ def test_kills_and_stops_change_nothing(study: Path, tmp_path: Path) -> None:
         while len(list(folder.glob("step_*.pt"))) <= before:
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
+        time.sleep(rng.random() * 0.01)
         process.send_signal(signum)
         _, err = process.communicate()
         assert process.returncode == status, err

@@ -126,7 +126,7 @@ def test_kills_and_stops_at_random_moments_change_nothing(tmp_path: Path) -> Non
         while states(target) == before:
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.08)
+        time.sleep(rng.random() * 0.04)
         process.send_signal(signum)
         _, err = process.communicate()
         assert process.returncode == status, err

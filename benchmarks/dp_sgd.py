@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from opacus import PrivacyEngine
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -56,9 +57,15 @@ class Images(Dataset):
         return self.transform(self.pixels[row]), self.labels[row]
 
 
+def network(arch: str) -> nn.Module:
+    """Return a fresh network without BatchNorm."""
+    options = {"norm": "group"} if "norm" in ARCHITECTURES[arch].options else {}
+    return build_model(arch, num_classes=10, in_channels=1, **options)
+
+
 def published(arch: str, images: Images, batch_size: int) -> Callable[[int], int]:
     """Return a function that takes noisy steps the published way and counts the examples."""
-    model = build_model(arch, num_classes=10, in_channels=1)
+    model = network(arch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no secure random numbers
         model, optimizer, loader = PrivacyEngine(accountant="rdp").make_private(
@@ -85,7 +92,7 @@ def published(arch: str, images: Images, batch_size: int) -> Callable[[int], int
 
 def ours(arch: str, data, batch_size: int, mode: str) -> Callable[[int], int]:
     """Return a function that takes steps of train_dp.py and counts the examples."""
-    model = build_model(arch, num_classes=10, in_channels=1)
+    model = network(arch)
     settings = DPSettings(10**9, batch_size, NOISE_MULTIPLIER, lr=LR, grad_sample_mode=mode)
     trainer = DPTrainer(model, data.images, data.labels, settings)
     return lambda steps: sum(trainer.take_step().size for _ in range(steps))
@@ -93,7 +100,7 @@ def ours(arch: str, data, batch_size: int, mode: str) -> Callable[[int], int]:
 
 def two_backward_passes(arch: str, data, batch_size: int) -> Callable[[int], int]:
     """Return a function that does the least work of clipping with two passes, and counts the examples."""
-    model = build_model(arch, num_classes=10, in_channels=1)
+    model = network(arch)
     x, y = data.images[:batch_size], data.labels[:batch_size]
 
     def take(steps: int) -> int:

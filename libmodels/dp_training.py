@@ -143,9 +143,12 @@ class DPTrainer:
             raise InputError(str(error)) from error
         self._hooked = None if ghost else GradSampleModule(model, loss_reduction="sum")
 
-    def sample(self) -> Tensor:
-        """Draw the rows of the next batch; float64 uniforms, so that the rate is q to 2^-53."""
-        uniform = torch.rand(len(self.labels), generator=self._sampler, dtype=torch.float64)
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the rows of the next batch, or of one more from another generator.
+
+        The uniforms are float64, so that the rate is q to 2^-53.
+        """
+        uniform = torch.rand(len(self.labels), generator=generator or self._sampler, dtype=torch.float64)
         return self._train_on[uniform[self._train_on] < self.sample_rate]
 
     def take_step(self) -> Step:
@@ -198,6 +201,19 @@ class DPTrainer:
             else:
                 parameter.grad = torch.zeros_like(parameter)
 
+    def clipped_sum(self, rows: Tensor) -> Tensor:
+        """Return the sum of the rows' clipped gradients under the present weights, shape (d,), on the CPU.
+
+        The training is not disturbed; no row gives zeros.
+        """
+        total = torch.zeros(sum(p.numel() for p in self._parameters))
+        self.model.eval()
+        with self._without_hooks():
+            for part in rows.to(self.images.device).split(self.settings.max_physical_batch_size) if len(rows) else ():
+                sums, _, _ = self._gradients.clipped_sum(*self._examples(part), self.settings.max_grad_norm)
+                total += torch.cat([sums[p].flatten() for p in self._parameters]).cpu()
+        return total
+
     def gradient_norms(self, rows: Tensor, batch_size: int = 256) -> Tensor:
         """Return each row's gradient norm before clipping under the present weights, shape (len(rows),), on the CPU.
 
@@ -205,13 +221,18 @@ class DPTrainer:
         """
         rows = rows.to(self.images.device)
         self.model.eval()
+        with self._without_hooks():
+            chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
+        return torch.cat(chunks).cpu()
+
+    @contextmanager
+    def _without_hooks(self) -> Iterator[None]:
         if self._hooked:
             self._hooked.disable_hooks()
         with _inputs_without_gradients():
-            chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
+            yield
         if self._hooked:
             self._hooked.enable_hooks()
-        return torch.cat(chunks).cpu()
 
     def state(self) -> dict[str, Any]:
         """Return everything that the remaining steps depend on, as tensors and plain values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,21 @@ from libdata.index import check_index, load_array
 from libdata.sensitivity_results import DISTANCE
 from libdata.store import Output
 from libmodels.checkpoints import read_checkpoint
-from libmodels.dp_options import Study
+from libmodels.dp_options import Study, add_dp_options, n_steps, settings_of
 from libmodels.dp_training import DPTrainer
 from libmodels.training import predict
 
 
-def add_measurement_options(parser: cli.Parser) -> None:
-    """Add the flags that say what to measure and under which names to keep it."""
+def run_parser(description: str | None, stages: int) -> cli.Parser:
+    """Return a parser of the flags that say what a run trains, what to measure in it, and under which names.
+
+    Args:
+        description: The script's docstring.
+        stages: Default of --stages.
+    """
+    parser = cli.Parser(description)
+    add_dp_options(parser, epsilon=10.0)
+    parser.set_defaults(arch="lenet5", epochs=40, optimizer="sgd", lr=0.1, lr_drops=[], seed=None)
     add = parser.add_argument
     add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
     text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"
@@ -37,10 +45,20 @@ def add_measurement_options(parser: cli.Parser) -> None:
     add("--points-sample", type=cli.non_negative_int, default=0, metavar="K", help="measure K random others as well")
     add("--points-seed", type=cli.non_negative_int, default=0, metavar="S", help="seed of --points-sample")
     add("--remove-points", metavar="FILE", help="points to leave out of the training (default: none)")
-    add("--stages", type=cli.number(int, at_least=2), default=41, help="measure at i/(STAGES-1) of the training")
+    add("--stages", type=cli.number(int, at_least=2), default=stages, help="measure at i/(STAGES-1) of the training")
     text = "measure at this one share only, from its checkpoint (default: all)"
     add("--stage", type=_share, metavar="SHARE", help=text)
     add("--save_freq", type=cli.positive_int, default=100, help="steps between checkpoints")
+    return parser
+
+
+def parse_run(parser: cli.Parser, argv: Sequence[str] | None) -> cli.Namespace:
+    """Parse, and fill in the seed and the names that follow from the run's number."""
+    args = parser.parse_args(argv)
+    args.seed = args.run if args.seed is None else args.seed
+    args.name = args.name or str(args.run)
+    args.res_name = args.res_name or args.name
+    return args
 
 
 def _file_name(text: str) -> str:
@@ -81,6 +99,11 @@ def read_points(text: str, size: int) -> np.ndarray:
     return check_index(points, size, text)
 
 
+def stage_shares(args: cli.Namespace) -> list[float]:
+    """Return the shares of the training that --stages or --stage name."""
+    return [i / (args.stages - 1) for i in range(args.stages)] if args.stage is None else [args.stage]
+
+
 def stage_steps(stages: Iterable[float], total_steps: int, checkpoint_steps: np.ndarray) -> list[int]:
     """Return the checkpoint next to each share of the training, the earlier one on a tie, without repeats."""
     wanted = [share * total_steps for share in stages]
@@ -106,6 +129,13 @@ def choose_points(args: cli.Namespace, study: Study, removed: np.ndarray) -> np.
         raise InputError(f"--points-sample {args.points_sample}: only {len(others)} other points are trained on")
     sample = np.random.default_rng(args.points_seed).choice(others, args.points_sample, replace=False)
     return np.concatenate([points, np.sort(sample)])
+
+
+def kept_checkpoints(args: cli.Namespace, folder: Path, study: Study) -> Checkpoints:
+    """Return the checkpoints that these flags keep, every --save_freq steps and the last, under a sensitivity_dir."""
+    total = n_steps(args, len(study.rows))
+    steps = np.unique(np.append(np.arange(0, total, args.save_freq), total))
+    return Checkpoints(folder / "models" / f"ckpt{args.name}", steps, settings_of(args, study))
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ class PerExampleGradients:
         layers, losses, logits = self._backward(images, labels)
         factor = (max_grad_norm / (_norms(layers) + 1e-6)).clamp(max=1)
         sums: dict[Tensor, Tensor] = {}
-        for _, weighted_sums in layers:
-            sums |= weighted_sums(factor)
+        with torch.no_grad():
+            for _, weighted_sums in layers:
+                sums |= weighted_sums(factor)
         return sums, losses, logits
 
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[list[_LayerGradients], Tensor, Tensor]:

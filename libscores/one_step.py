@@ -10,14 +10,19 @@ P >= (1 - q) Q.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
+from libscores.renyi import step_divergence
+
 _HOLDER_EXPONENTS = np.concatenate([1 + np.geomspace(0.05, 1e4, 60), [math.inf]])
 
 
-def mean_rule_divergence(updates_with: np.ndarray, update_without: np.ndarray, noise_std: float) -> np.ndarray:
+def mean_rule_divergence(
+    updates_with: np.ndarray, update_without: np.ndarray, noise_std: float, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Return a bound on the Rényi divergence of one step, from sampled batches and their updates.
 
     D_a <= E_B [ 1/(a-1) ln E_{B_1...B_a} exp( sum_{i<j} <u_i - u, u_j - u> / std^2 ) ], u = u(B) of a batch without
@@ -30,6 +35,7 @@ def mean_rule_divergence(updates_with: np.ndarray, update_without: np.ndarray, n
         update_without: u, shape (T, d).
         noise_std: Standard deviation of the noise on the update, in the update's unit, > 0: for a mean over B examples
             noise_multiplier * C / B (the published code takes noise_multiplier alone).
+        weights: Probability that each of the n tuples stands for, shape (n,), adding up to 1; 1/n by default.
 
     Returns:
         The inner term for each B, nats, shape (T,); their mean estimates the bound. A mean over finitely many tuples
@@ -42,7 +48,102 @@ def mean_rule_divergence(updates_with: np.ndarray, update_without: np.ndarray, n
     order = updates_with.shape[2]
     differences = (updates_with - update_without[:, None, None]) / noise_std
     pairs = np.square(differences.sum(axis=2)).sum(axis=-1) - np.square(differences).sum(axis=(2, 3))
-    return (special.logsumexp(pairs / 2, axis=1) - math.log(pairs.shape[1])) / (order - 1)
+    each = np.full(pairs.shape[1], 1 / pairs.shape[1]) if weights is None else np.asarray(weights)
+    if each.shape != pairs.shape[1:] or np.any(each < 0) or not math.isclose(each.sum(), 1, rel_tol=1e-9):
+        raise ValueError(f"expected {pairs.shape[1]} weights that add up to 1, got {each}")
+    return special.logsumexp(pairs / 2, axis=1, b=each) / (order - 1)
+
+
+class MeanRuleStep(NamedTuple):
+    """What a step of the mean rule costs one point, from T sampled batches without it.
+
+    Attributes:
+        shift: ||u(B with x) - u(B)||, in the gradients' unit, shape (T,).
+        theorem: The term of `mean_rule_divergence` for each batch, nats, shape (T,); their mean is the estimate.
+        coupled: The term of `coupled_mean_rule_divergence` for each batch, nats, shape (T,).
+    """
+
+    shift: np.ndarray
+    theorem: np.ndarray
+    coupled: np.ndarray
+
+
+def mean_rule_step(
+    batch_sums: np.ndarray,
+    batch_sizes: np.ndarray,
+    gradient: np.ndarray,
+    sample_rate: float,
+    noise_std: float,
+    order: int,
+    n_tuples: int,
+    seed: int,
+) -> MeanRuleStep:
+    """Return the mean rule's divergences of one point under sampled batches; the update of no example is 0.
+
+    The tuples of `mean_rule_divergence` are drawn from the same batches, never one twice in a tuple, by strata:
+    n_tuples for each number k = 0...order of batches that hold the point, weighing Binomial(order, q)(k) / n_tuples.
+
+    Args:
+        batch_sums: Clipped gradient sums of T > order batches without the point, shape (T, d).
+        batch_sizes: Their numbers of examples, shape (T,).
+        gradient: The point's clipped gradient, shape (d,).
+        sample_rate: q in (0, 1].
+        noise_std: Standard deviation of the noise on the mean, in the gradients' unit, > 0.
+        order: Rényi order, whole, >= 2.
+        n_tuples: Tuples of each stratum, >= 1.
+        seed: Seed of the tuples.
+    """
+    count = len(batch_sums)
+    if count <= order:
+        raise ValueError(f"order {order} needs more than {order} batches, got {count}")
+    without = batch_sums / np.maximum(batch_sizes, 1)[:, None]
+    joined = (batch_sums + gradient) / (batch_sizes + 1)[:, None]
+    shift = np.linalg.norm(joined - without, axis=1)
+
+    generator = np.random.default_rng(seed)
+    held = np.arange(order) < np.repeat(np.arange(order + 1), n_tuples)[:, None]
+    hits = held.sum(axis=1)
+    weights = special.comb(order, hits) * sample_rate**hits * (1 - sample_rate) ** (order - hits) / n_tuples
+    theorem = np.empty(count)
+    for row in range(count):
+        others = np.delete(np.arange(count), row)
+        drawn = generator.permuted(np.broadcast_to(others, (len(held), count - 1)), axis=1)[:, :order]
+        updates = np.where(held[..., None], joined[drawn], without[drawn])
+        theorem[row] = mean_rule_divergence(updates[None], without[row : row + 1], noise_std, weights)[0]
+    largest = float(shift.max()) or 1.0
+    return MeanRuleStep(shift, theorem, step_divergence(shift / largest, sample_rate, noise_std / largest, order))
+
+
+def coupled_mean_rule_divergence(coupled: np.ndarray, order: float) -> tuple[float, float]:
+    """Return a bound on the Rényi divergence of one step that joins the point to the very batch it is compared with.
+
+    D_a <= 1/(a-1) ln E_B exp( (a-1) D_a(P_B || Q_B) ): P = E_B P_B and Q = E_B Q_B, with P_B = (1-q) Q_B + q N(u(B
+    with x)), and exp((a-1) D_a) is jointly convex (docs/renyi_composition.md). The batches' own scatter cancels, which
+    theorem 3.6 of arXiv 2307.00310 pays for.
+
+    Args:
+        coupled: D_a(P_B || Q_B), nats, of sampled batches, shape (T,).
+        order: a > 1.
+
+    Returns:
+        The estimate and its standard error over the T batches (delta method), nats.
+    """
+    largest = coupled.max()
+    excess = np.exp((order - 1) * (coupled - largest))
+    value = largest + math.log(excess.mean()) / (order - 1)
+    spread = excess.std(ddof=1) / math.sqrt(len(coupled)) if len(coupled) > 1 else math.nan
+    return float(value), float(spread / excess.mean() / (order - 1))
+
+
+def same_inner_products(vectors: np.ndarray) -> np.ndarray:
+    """Return n vectors with the inner products of the given ones and at most n coordinates, shape (n, n).
+
+    Args:
+        vectors: Shape (n, d), of any d.
+    """
+    wide = np.asarray(vectors, dtype=np.float64)
+    values, basis = np.linalg.eigh(wide @ wide.T)
+    return basis * np.sqrt(np.maximum(values, 0))
 
 
 def mean_rule_sensitivity(gradients: np.ndarray) -> np.ndarray:

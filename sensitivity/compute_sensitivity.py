@@ -33,49 +33,34 @@ from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import resolve_device
-from libmodels.dp_options import EpochLog, add_dp_options, dp_settings, load_study, n_steps, plan_privacy, settings_of
+from libmodels.dp_options import EpochLog, dp_settings, load_study, plan_privacy
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
 from libmodels.gradient_norms import (
-    Checkpoints,
-    add_measurement_options,
     choose_points,
     constant_columns,
+    kept_checkpoints,
     measure_stages,
+    parse_run,
     read_points,
+    run_parser,
+    stage_shares,
 )
-
-
-def parse(argv: Sequence[str] | None) -> cli.Namespace:
-    """Read the command line."""
-    parser = cli.Parser(__doc__)
-    add_dp_options(parser, epsilon=10.0)
-    parser.set_defaults(arch="lenet5", epochs=40, optimizer="sgd", lr=0.1, lr_drops=[], seed=None)
-    add_measurement_options(parser)
-    args = parser.parse_args(argv)
-    args.seed = args.run if args.seed is None else args.seed
-    args.name = args.name or str(args.run)
-    args.res_name = args.res_name or args.name
-    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, save the rows."""
-    args = parse(argv)
+    args = parse_run(run_parser(__doc__, stages=41), argv)
     config, device = load_config(args.config), resolve_device(args.device)
     size = dataset_size(args.dataset, "train")
     removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
     study = load_study(args, config.data_dir, leave_out=removed)
     points = choose_points(args, study, removed)
-    stages = [i / (args.stages - 1) for i in range(args.stages)] if args.stage is None else [args.stage]
-
-    models = config.sensitivity_dir / "models" / f"ckpt{args.name}"
+    stages, checkpoints = stage_shares(args), kept_checkpoints(args, config.sensitivity_dir, study)
+    models, training, total = checkpoints.folder, checkpoints.settings, int(checkpoints.steps[-1])
     part = "" if args.stage is None else f"_stage_{args.stage:g}"
-    training = settings_of(args, study)
-    settings = training | {"points_sha256": index_digest(points), "stages": stages, "save_freq": args.save_freq}
+    settings = {**training, "points_sha256": index_digest(points), "stages": stages, "save_freq": args.save_freq}
     result = Output(config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv", settings | {"run": args.run})
-    total = n_steps(args, len(study.rows))
-    steps = np.unique(np.append(np.arange(0, total, args.save_freq), total))
-    checkpoints, state = Checkpoints(models, steps, training), Output(models / "state.pt", training)
+    state = Output(models / "state.pt", training)
     with exclusive(models):
         if args.overwrite or not args.resume:
             state.remove()
@@ -99,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with cli.stop_requests() as stopping, EpochLog(models.name, privacy, args.epochs) as log:
             if not trained and not train_private(
                 trainer, state, kept=kept, extra={"privacy": privacy}, save_every=args.save_every,
-                at=set(steps.tolist()), on_step=keep, report=log, stopping=stopping,
+                at=set(checkpoints.steps.tolist()), on_step=keep, report=log, stopping=stopping,
             ):  # fmt: skip
                 at = f"stopped after step {trainer.step} of {total}"
                 raise cli.Stopped(stopping(), f"{models}: {at}; run the same command again to go on")

@@ -128,6 +128,26 @@ def test_one_stage_is_the_row_of_the_full_run(study: Path, monkeypatch: pytest.M
     assert "skipped" in compute(study, "--run", 1, "--points", "30-34", "--res_name", "_more")
 
 
+def test_mean_rule_of_one_step(study: Path) -> None:
+    line = ("sensitivity/mean_rule.py", *FLAGS, "--run", 1, "--points", 3, "--config", study / "config.json")
+    small = ("--stage", 0.5, "--alpha", 2, "--batches", 6, "--tuples", 3)
+    assert run_script(*line, *small).returncode == 0
+    path = study / "sensitivity_dir" / "compo_res" / "mean_rule1.csv"
+    table, norms = pd.read_csv(path), pd.read_csv(results(study, 1))
+    assert table["point"].tolist() == [0, 1, 2] and table["step"].unique().tolist() == [10]
+    now = norms[(norms["step"] == 10) & (norms["point"] < 3)]
+    sigma, q = now["sigma"].iloc[0], BATCH / EXAMPLES
+    expected = np.log1p(q**2 * np.expm1((now["clipped_norm"].to_numpy() / CLIP / sigma) ** 2))  # order 2, closed form
+    np.testing.assert_allclose(table["sum rule"], expected, rtol=1e-4)
+    assert (table["epsilon, sum rule"] <= table["epsilon, data-independent"]).all()
+    before = path.read_bytes()
+    assert "skipped" in run_script(*line, *small).stdout
+    assert_refused(run_script(*line, *small, "--batches", 9), "mean_rule1.csv", "batches: 6 there, 9")
+    assert_refused(run_script(*line, *small, "--batches", 2), "--batches 2", "order 2")
+    assert_refused(run_script(*line, *small, "--name", "_none"), "ckpt_none", "compute_sensitivity.py")
+    assert path.read_bytes() == before
+
+
 def test_removal_trains_without_the_points(study: Path, tmp_path: Path) -> None:
     gone, kept = tmp_path / "gone.txt", tmp_path / "kept.npy"
     gone.write_text(" ".join(map(str, range(0, 40, 2))) + "\n")

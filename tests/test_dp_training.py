@@ -218,6 +218,12 @@ def test_callbacks_come_at_the_named_steps_and_read_without_disturbing(digits, t
 
         train_private(watched, state, at=(0, 2, 6), on_step=look)
         assert sorted(seen) == [0, 2, 6]
+        want = sum(
+            clipped_sum(copy_of(watched.model), *(d[i : i + 1] for d in digits[:2]), BASE.max_grad_norm)
+            for i in (5, 0, 40)
+        )
+        torch.testing.assert_close(watched.clipped_sum(rows), want, rtol=1e-4, atol=1e-6)
+        assert not watched.clipped_sum(rows[:0]).any()
         assert torch.equal(weights(plain.model), weights(watched.model))
         first = clipped_sum(seeded_model(SPEC, 3), digits[0][5:6], digits[1][5:6], 1e9).norm()
         torch.testing.assert_close(seen[0][0], first, rtol=1e-5, atol=0)

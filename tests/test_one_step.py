@@ -9,6 +9,9 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
 from libscores import one_step, renyi
@@ -24,6 +27,10 @@ def subsets(values: np.ndarray) -> np.ndarray:
     return masks @ values / np.maximum(masks.sum(axis=1), 1)
 
 
+def quadrature(log_p: np.ndarray, log_q: np.ndarray, order: float, width: float) -> float:
+    return float(special.logsumexp(order * log_p - (order - 1) * log_q) + math.log(width)) / (order - 1)
+
+
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("std", [0.4, 1.0])
 def test_mean_rule_bounds_the_divergence_of_all_batches(order, std):
@@ -37,14 +44,72 @@ def test_mean_rule_bounds_the_divergence_of_all_batches(order, std):
     )
     x = np.linspace(-12, 12, 20001)
     log_p = log_mixture(x, with_point, np.full(with_point.size, 1 / with_point.size), std)
-
-    def divergence(log_q: np.ndarray) -> float:
-        return float(special.logsumexp(order * log_p - (order - 1) * log_q) + math.log(x[1] - x[0])) / (order - 1)
-
-    each = [divergence(stats.norm.logpdf(x, mean, std)) for mean in without]
+    each = [quadrature(log_p, stats.norm.logpdf(x, mean, std), order, x[1] - x[0]) for mean in without]
     np.testing.assert_allclose(inner, each, rtol=1e-8)
-    true = divergence(log_mixture(x, without, np.full(without.size, 1 / without.size), std))
+    log_q = log_mixture(x, without, np.full(without.size, 1 / without.size), std)
+    true = quadrature(log_p, log_q, order, x[1] - x[0])
     assert 0 < true <= inner.mean()
+
+
+def all_batches(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums and sizes of every subset."""
+    masks = np.array(list(itertools.product([0, 1], repeat=values.size)), dtype=float)
+    return masks @ values, masks.sum(axis=1)
+
+
+@pytest.mark.parametrize("order", [2, 5])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_coupled_bound_holds_for_all_batches(order, rate):
+    """The others join with probability 1/2, so their batches are equally likely; the point joins at its own rate."""
+    others, point, std = np.array([0.3, -0.8, 0.6, 0.2]), 1.0, 0.3
+    sums, sizes = all_batches(others)
+    step = one_step.mean_rule_step(sums[:, None], sizes, np.array([point]), rate, std, order, 2, 0)
+    without, joined = sums / np.maximum(sizes, 1), (sums + point) / (sizes + 1)
+    np.testing.assert_allclose(step.shift, np.abs(joined - without), rtol=1e-12)
+    x, chance = np.linspace(-8, 8, 40001), np.full(sums.size, 1 / sums.size)
+    log_q = log_mixture(x, without, chance, std)
+    parts = np.concatenate([without, joined]), np.concatenate([(1 - rate) * chance, rate * chance])
+    true = quadrature(log_mixture(x, *parts, std), log_q, order, x[1] - x[0])
+    bound, error = one_step.coupled_mean_rule_divergence(step.coupled, order)
+    assert 0 < true <= bound and error > 0
+    for batch in range(sums.size):
+        pair = np.array([without[batch], joined[batch]])
+        log_p = log_mixture(x, pair, np.array([1 - rate, rate]), std)
+        each = quadrature(log_p, stats.norm.logpdf(x, without[batch], std), order, x[1] - x[0])
+        assert step.coupled[batch] == pytest.approx(each, rel=1e-8)
+
+
+def test_strata_of_tuples_estimate_the_inner_expectation():
+    """Beside all ordered triples of distinct batches, each with or without the point."""
+    order, rate, std, generator = 3, 0.2, 1.5, np.random.default_rng(3)
+    sums, sizes, point = generator.normal(size=(6, 2)), np.arange(6), np.array([0.4, -0.3])
+    without = sums / np.maximum(sizes, 1)[:, None]
+    joined = (sums + point) / (sizes + 1)[:, None]
+    found = one_step.mean_rule_step(sums, sizes, point, rate, std, order, 50_000, 1).theorem
+    for batch in range(6):
+        total, count = 0.0, 0
+        for chosen in itertools.permutations(sorted({*range(6)} - {batch}), order):
+            count += 1
+            for held in itertools.product([0, 1], repeat=order):
+                u = [(joined if h else without)[i] - without[batch] for h, i in zip(held, chosen, strict=True)]
+                pairs = sum(float(a @ b) for a, b in itertools.combinations(u, 2))
+                total += rate ** sum(held) * (1 - rate) ** (order - sum(held)) * math.exp(pairs / std**2)
+        assert math.exp(found[batch] * (order - 1)) == pytest.approx(total / count, rel=0.02)
+
+
+def test_a_point_without_gradient_still_dilutes_the_mean():
+    sums, sizes = np.array([[3.0], [0.0], [5.0]]), np.array([3, 0, 5])
+    step = one_step.mean_rule_step(sums, sizes, np.zeros(1), 0.5, 1.0, 2, 1, 0)
+    np.testing.assert_allclose(step.shift, [1 / 4, 0, 1 / 6], rtol=1e-12)
+    nothing = one_step.mean_rule_step(0 * sums, sizes, np.zeros(1), 0.5, 1.0, 2, 1, 0)
+    assert not nothing.shift.any() and not nothing.coupled.any() and not nothing.theorem.any()
+
+
+@given(hnp.arrays(np.float64, (5, 9), elements=st.floats(-10, 10)))
+def test_fewer_coordinates_keep_inner_products(vectors):
+    short = one_step.same_inner_products(vectors)
+    assert short.shape == (5, 5)
+    np.testing.assert_allclose(short @ short.T, vectors @ vectors.T, atol=1e-9)
 
 
 def test_mean_rule_exponent_is_the_published_one():
@@ -151,6 +216,10 @@ def test_arguments_are_checked():
         one_step.mean_rule_divergence(np.zeros((1, 1, 1, 1)), np.zeros((1, 1)), 1.0)
     with pytest.raises(ValueError, match="noise_std"):
         one_step.mean_rule_divergence(np.zeros((1, 1, 2, 1)), np.zeros((1, 1)), 0.0)
+    with pytest.raises(ValueError, match="add up to 1"):
+        one_step.mean_rule_divergence(np.zeros((1, 2, 2, 1)), np.zeros((1, 1)), 1.0, np.array([0.5, 0.6]))
+    with pytest.raises(ValueError, match="more than 3 batches"):
+        one_step.mean_rule_step(np.zeros((3, 1)), np.ones(3), np.zeros(1), 0.5, 1.0, 3, 1, 0)
     with pytest.raises(ValueError, match="at least 2"):
         one_step.mean_rule_sensitivity(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="non-negative"):

@@ -1,0 +1,99 @@
+"""What one step costs each point under the mean update rule, beside the sum rule, from sampled batches.
+
+    python sensitivity/mean_rule.py --run 1 --points 100 --stages 5
+
+Thudi et al., arXiv 2307.00310: the divergence of theorem 3.6 and the (epsilon, delta) guarantee of one step where the
+update is the mean over the batch at hand, and a bound of our own that couples the batches (libscores/one_step.py,
+docs/renyi_composition.md). Columns end in `standard error` where they are estimates from batches.
+
+Inputs: the checkpoints of sensitivity/compute_sensitivity.py; the flags are those it was run with. Output, with a JSON
+sidecar: <sensitivity_dir>/compo_res/mean_rule<name>.csv, a row per point and stage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from libdata import cli
+from libdata.config import load_config
+from libdata.datasets import dataset_size
+from libdata.errors import InputError
+from libdata.index import index_digest
+from libdata.store import Output, exclusive, provenance
+from libmodels.devices import resolve_device
+from libmodels.dp_options import dp_settings, load_study
+from libmodels.dp_training import DPTrainer, seeded_model
+from libmodels.gradient_norms import (
+    choose_points,
+    kept_checkpoints,
+    parse_run,
+    read_points,
+    run_parser,
+    stage_shares,
+    stage_steps,
+)
+from libmodels.mean_rule import measure_mean_rule
+
+
+def parse(argv: Sequence[str] | None) -> cli.Namespace:
+    """Read the command line."""
+    parser = run_parser(__doc__, stages=5)
+    parser.set_defaults(points="100")
+    parser.add_argument("--alpha", type=cli.number(int, at_least=2), default=8, help="Rényi order")
+    parser.add_argument("--batches", type=cli.number(int, at_least=2), default=64, help="batches to sample at a stage")
+    parser.add_argument("--tuples", type=cli.positive_int, default=16, help="tuples of batches for each number of hits")
+    parser.add_argument("--batch_seed", type=cli.non_negative_int, default=0, help="seed of batches and tuples")
+    args = parse_run(parser, argv)
+    if args.batches <= args.alpha:
+        raise InputError(f"--batches {args.batches}: order {args.alpha} takes more than {args.alpha} batches")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load the checkpoints, measure, save the rows."""
+    args = parse(argv)
+    config, device = load_config(args.config), resolve_device(args.device)
+    size = dataset_size(args.dataset, "train")
+    removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
+    study = load_study(args, config.data_dir, leave_out=removed)
+    points = choose_points(args, study, removed)
+    checkpoints = kept_checkpoints(args, config.sensitivity_dir, study)
+    flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}
+    settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": stage_shares(args), **flags}
+    output = Output(config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv", settings)
+    privacy = checkpoints.privacy()
+    if privacy is None:
+        raise InputError(f"{checkpoints.folder}: no checkpoints of these settings; run compute_sensitivity.py first")
+    with exclusive(output.path.parent):
+        if output.finished(overwrite=args.overwrite):
+            print(f"{output.path}: finished before, skipped")
+            return
+        images, labels, *_ = study.tensors(device)
+        model = seeded_model(study.spec, args.seed).to(device)
+        trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
+        rows = torch.from_numpy(np.searchsorted(study.data.index, points))
+        wanted = stage_steps(stage_shares(args), trainer.settings.steps, checkpoints.steps)
+        tables = []
+        with cli.progress(len(wanted), "mean rule", "stages") as bar:
+            for step in wanted:
+                checkpoints.load(step, trainer)
+                table = measure_mean_rule(
+                    trainer, points, rows, args.alpha, args.delta, args.batches, args.tuples, args.batch_seed
+                )
+                tables.append(table.assign(step=step))
+                bar.update()
+        output.save(pd.concat(tables).to_csv(index=False).encode(), provenance(device=str(device), privacy=privacy))
+    print(f"{output.path}: {len(points)} points at {len(wanted)} stages")
+    print(pd.concat(tables).groupby("step").median().drop(columns="point").T.to_string(float_format="{:.4g}".format))
+
+
+if __name__ == "__main__":
+    cli.run(main)

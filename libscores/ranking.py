@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights, spearman
+from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights, jackknife_interval, spearman
 
 RANK_METRICS = ("spearman", "kendall", "mean_rank_shift")
 
@@ -172,6 +172,28 @@ def split_half_agreement(runs: np.ndarray, n_splits: int = 50, seed: int = 0) ->
     return np.mean(
         [rank_agreement(runs[o[:half]].mean(axis=0), runs[o[half : 2 * half]].mean(axis=0)) for o in orders], axis=0
     )
+
+
+def split_half_interval(runs: np.ndarray, n_groups: int = 20, n_splits: int = 50, seed: int = 0) -> dict[str, Estimate]:
+    """Return `split_half_agreement` by metric, with jackknife intervals over groups of points.
+
+    They hold the uncertainty of which points were measured, not that of the R runs.
+
+    Args:
+        runs: Total cost of each run and point, shape (R, P), R >= 2.
+        n_groups: Groups of points left out in turn; at most P / 2 are made.
+        n_splits: Random splits averaged over.
+        seed: Seed of the groups and splits.
+    """
+    n_points = runs.shape[1]
+    n_groups = min(n_groups, n_points // 2)
+    group = np.random.default_rng(seed).permutation(np.arange(n_points) % n_groups)
+    values = split_half_agreement(runs, n_splits, seed)
+    left_out = np.array([split_half_agreement(runs[:, group != g], n_splits, seed) for g in range(n_groups)])
+    return {
+        name: jackknife_interval(float(value), column)
+        for name, value, column in zip(RANK_METRICS, values, left_out.T, strict=True)
+    }
 
 
 def permuted_agreement(before: np.ndarray, after: np.ndarray, n_permutations: int = 200, seed: int = 0) -> np.ndarray:

@@ -83,6 +83,27 @@ def tree(folder: Path) -> dict[str, bytes | dict]:
     return found
 
 
+def execute_notebook(name: str, results: str, folder: Path, **parameters: object) -> tuple[str, list[dict]]:
+    """Run a notebook as a user does; return what it printed and the rows of <folder>/figure_dir/results_<results>.json.
+
+    Parameters are strings, numbers or lists.
+    """
+    flags = [word for key, value in parameters.items() for word in ("-y", f"{key}: {json.dumps(value, default=str)}")]
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    figures = folder / "figure_dir"
+    result = subprocess.run(
+        ["sh", "scripts/run_notebook.sh", f"notebooks/{name}.ipynb", figures, *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (figures / f"{name}.html").exists()
+    cells = json.loads((figures / f"{name}.ipynb").read_text())["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    printed = "".join("".join(out.get("text", "")) for out in outputs)
+    printed += "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs)
+    return printed, json.loads((figures / f"results_{results}.json").read_text())
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

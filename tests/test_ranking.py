@@ -158,3 +158,18 @@ def test_trajectories_that_are_clipped_throughout_have_no_correlation() -> None:
     runs = ranking.Runs(np.ones((2, 4)), np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.ones(2))
     table = ranking.compare_runs(runs, runs, paired=True, n_resamples=5)
     assert math.isnan(table["trajectory_correlation"].value) and table["trajectory_cosine"].value == pytest.approx(1)
+
+
+def test_intervals_of_split_halves_hold_the_value_and_shrink_with_points():
+    rng = np.random.default_rng(5)
+    wide, narrow = (
+        ranking.split_half_interval(rng.normal(size=points) + 0.5 * rng.normal(size=(4, points)), n_splits=5)
+        for points in (40, 4000)
+    )
+    for few, many in zip(wide.values(), narrow.values(), strict=True):
+        assert few.low < few.value < few.high and many.low < many.value < many.high
+    assert narrow["spearman"].high - narrow["spearman"].low < (wide["spearman"].high - wide["spearman"].low) / 3
+    # Halves of two runs: a signal of variance 1 and noise of variance 1/8, so that Pearson's r is 1 / (1 + 1/8);
+    # Spearman's is (6/pi) arcsin(r/2) for normal scores.
+    expected = 6 / np.pi * np.arcsin(1 / (1 + 1 / 8) / 2)
+    assert narrow["spearman"].low < expected < narrow["spearman"].high

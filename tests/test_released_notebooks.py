@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_config
+from conftest import execute_notebook, write_config
 from released_files import write_cifar100, write_scored_imagenet, write_scored_models
 from scipy import stats
 
 from libdata.store import arrays_bytes
-
-
-def execute(name: str, folder: Path, **parameters: object) -> tuple[str, list[dict]]:
-    """Run a notebook with papermill's parameters; return what it printed and the rows it kept."""
-    flags = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    figures = folder / "figure_dir"
-    result = subprocess.run(
-        ["sh", "scripts/run_notebook.sh", f"notebooks/{name}.ipynb", figures, *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert (figures / f"{name}.html").exists()
-    cells = json.loads((figures / f"{name}.ipynb").read_text())["cells"]
-    outputs = [out for cell in cells for out in cell.get("outputs", [])]
-    printed = "".join("".join(out.get("text", "")) for out in outputs)
-    printed += "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs)
-    results = "link1_imagenet" if "imagenet" in name else "link1"
-    return printed, json.loads((figures / f"results_{results}.json").read_text())
 
 
 def expected_spearman(memorization: np.ndarray, written: dict[int, tuple[np.ndarray, np.ndarray]]) -> float:
@@ -49,7 +27,7 @@ def test_imagenet(tmp_path: Path) -> None:
     config = write_config(
         tmp_path, fz_model_dir="fz_models", score_dir="scores", imagenet_index=tmp_path / "imagenet_index.npz"
     )
-    printed, rows = execute("analyze_imagenet_curv_fz", tmp_path, config=config, stop_run=9)
+    printed, rows = execute_notebook("analyze_imagenet_curv_fz", "link1_imagenet", tmp_path, config=config, stop_run=9)
     assert "5 scored models, 2,000 examples" in printed
     assert "not there or not scored: [3, 5, 6, 8]" in printed
     assert "n01440764_" in printed and "maximum over models" in printed
@@ -87,7 +65,7 @@ def test_cifar_released_memorization(cifar, tmp_path: Path) -> None:
         cifar100_memorization=folder / "cifar100_infl_matrix.npz",
     )  # fmt: skip
     parameters = {"memorization_source": "released", "stop_run": 7}
-    printed, rows = execute("analyze_cifar100_curv_fz", tmp_path, config=config, **parameters)
+    printed, rows = execute_notebook("analyze_cifar100_curv_fz", "link1", tmp_path, config=config, **parameters)
     assert "5 scored runs, 600 examples" in printed and "not scored: [4, 6]" in printed
     assert "disjoint halves" not in printed
     row, control = rows
@@ -101,6 +79,6 @@ def test_cifar_memorization_of_released_runs_without_probabilities(cifar, tmp_pa
     folder, _, _ = cifar
     dirs = {"data_dir": folder / "data", "fz_model_dir": folder / "fz_models", "score_dir": folder / "scores"}
     config = write_config(tmp_path, **dirs)
-    printed, rows = execute("analyze_cifar100_curv_fz", tmp_path, config=config, n_resamples=5)
+    printed, rows = execute_notebook("analyze_cifar100_curv_fz", "link1", tmp_path, config=config, n_resamples=5)
     assert "5 scored runs, 600 examples" in printed and "disjoint halves" in printed
     assert {row["statistic"].rsplit(", ", 1)[1] for row in rows} == {"correctness"}

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, tree, write_config
+from conftest import ROOT, execute_notebook, tree, write_config
 
 LOOPS = sorted((ROOT / "sensitivity").glob("*.sh"))
 FLAGS = (
     "--data_subset", 200, "--batch_size", 32, "--epochs", 2, "--max_grad_norm", 2.5, "--accountant", "rdp",
-    "--points", 20, "--stages", 3, "--save_freq", 2, "--save_every", 0,
+    "--points", 20, "--stages", 7, "--save_freq", 2, "--save_every", 0,
 )  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
 
@@ -40,36 +40,72 @@ def test_loops_are_posix_and_executable(path: Path) -> None:
     assert path.name == "common.sh" or os.access(path, os.X_OK)
 
 
-@pytest.mark.slow
-def test_study_and_removal_end_to_end_with_a_stop_in_between(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    folder, line = tmp_path / "sensitivity_dir", (*FLAGS, "--runs", 2, "--config", config)
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, stopped once, and again without five random points; returns the folder."""
+    folder = tmp_path_factory.mktemp("study")
+    results, line = folder / "sensitivity_dir", (*FLAGS, "--runs", 2, "--config", write_config(folder))
     process = start("run_loop.sh", *line)
-    while not (folder / "models" / "ckpt1" / "step_0.pt").exists():
+    while not (results / "models" / "ckpt1" / "step_0.pt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143 and "run_loop.sh: stopped; run the same command again to go on" in err
-    assert not list(folder.glob("res/*"))
+    assert not list(results.glob("res/*"))
     status, out, err = finish("run_loop.sh", *line)
     assert status == 0 and "run 1 of 2 done" in out and "left" in out, err
-    assert {path.name for path in folder.glob("res/*.csv")} == {"res1.csv", "res2.csv"}
-    before = tree(folder / "res")
+    before = tree(results / "res")
     status, out, _ = finish("run_loop.sh", *line)
-    assert status == 0 and out.count("skipped") == 2 and tree(folder / "res") == before
-
-    status, out, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random")
+    assert status == 0 and out.count("skipped") == 2 and tree(results / "res") == before
+    status, _, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random")
     assert status == 0, err
+    return folder
+
+
+@pytest.mark.slow
+def test_removal_experiment(study: Path) -> None:
+    folder = study / "sensitivity_dir"
     table = pd.read_csv(folder / "compo_res" / "comparison_random_5.csv").set_index("metric")
     assert table.loc["points", "value"] == 15 and table.loc["points_removed", "value"] == 5
     gone = set((folder / "compo_res" / "compo_res_all_random_5.txt").read_text().split())
     for run in (1, 2):
         rows = pd.read_csv(folder / "res" / f"res_random_5_{run}.csv")
         assert rows["seed"].unique().tolist() == [run] and not gone & set(rows["point"].astype(str))
-    everything = tree(folder)
+    everything, config = tree(folder), study / "config.json"
     assert finish("run_compo.sh", "--runs", 2, "--remove", 5, "--which", "random", "--config", config)[0] == 0
     assert tree(folder) == everything
+
+
+@pytest.mark.slow
+def test_notebooks_show_what_the_files_say(study: Path) -> None:
+    compo, parameters = study / "sensitivity_dir" / "compo_res", {"config": study / "config.json", "runs": [1, 2]}
+    printed, rows = execute_notebook("per_instance_privacy", "per_instance", study, first=10, **parameters)
+    assert "20 points, 2 runs, 7 of 12 steps measured" in printed
+    totals = pd.read_csv(compo / "compo_res_all_totals.csv")
+    share = (totals["composed bound"] / totals["data-independent"]).median()
+    assert rows[0]["value"] == pytest.approx(share) and rows[0]["low"] <= share <= rows[0]["high"]
+    assert all(row["low"] < row["value"] < row["high"] for row in rows if row["verdict"] != "control")
+    assert sum(row["verdict"] == "control" for row in rows) == 2
+
+    _, rows = execute_notebook("removal", "removal", study, remove=5, which=["random"], **parameters)
+    table = pd.read_csv(compo / "comparison_random_5.csv").set_index("metric")
+    row = next(row for row in rows if row["statistic"] == "spearman_realised, 5 random removed")
+    expected = table.loc["spearman_realised", ["value", "low", "high"]]
+    assert [row[key] for key in ("value", "low", "high")] == pytest.approx(expected.tolist())
+
+    _, rows = execute_notebook("cost_curves", "cost_curves", study, **parameters)
+    assert len(rows) == 4 and all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    names = (
+        "per_instance_steps_mnist",
+        "per_instance_totals_mnist",
+        "per_instance_digits_mnist",
+        "removal",
+        "cost_curves",
+    )
+    for name in names:
+        for suffix in ("png", "pdf"):
+            assert (study / "figure_dir" / f"{name}.{suffix}").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

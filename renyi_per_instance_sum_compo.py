@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "epsilon realised max": account.epsilon_realised.max(axis=0),
             "epsilon data-independent": np.full(points.size, account.epsilon_data_independent),
         }
-        made_by = store.provenance(seconds=round(time.monotonic() - started, 3), files=[str(f) for f in args.files])
+        made_by = store.provenance(seconds=round(time.monotonic() - started, 3), files=[f.name for f in args.files])
         for output, columns in zip(outputs, (costs, totals), strict=True):
             output.save(table_bytes(columns), made_by)
     print(f"{points.size} points, {len(results.runs)} runs, {steps.size} of {results.total_steps} steps measured")

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "epsilon max": epsilon.max(axis=0).T.reshape(-1),
             "epsilon data-independent": np.full(size, sum_rule_epsilon(np.array(1.0), *mechanism)),
         }
-        output.save(table_bytes(columns), store.provenance(files=[str(path) for path in args.files]))
+        output.save(table_bytes(columns), store.provenance(files=[path.name for path in args.files]))
     print(f"{results.points.size} points, {len(results.runs)} runs, {results.steps.size} steps: {output.path}")
 
 

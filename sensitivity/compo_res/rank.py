@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with store.exclusive(args.file.parent):
         for output, content in outputs:
             if not output.finished(overwrite=args.overwrite):
-                output.save(content, store.provenance(file=str(args.file)))
+                output.save(content, store.provenance(file=args.file.name))
             print(f"{output.path}")
     for title, part in (("cheapest", slice(0, args.show)), ("dearest", slice(max(points.size - args.show, 0), None))):
         print(f"{title}:")

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{path}: already made from these files")
             return
         results = read_results(args.files)
-        output.save(concatenate(args.files), store.provenance(files=[str(file) for file in args.files]))
+        output.save(concatenate(args.files), store.provenance(files=[file.name for file in args.files]))
     print(f"{path}: {len(results.runs)} runs, {results.points.size} points, {results.steps.size} steps")
 
 

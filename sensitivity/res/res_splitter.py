@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{directory}: already made from these files")
             return
         results = read_results(args.files, columns=[DISTANCE])
-        output.save(split(args.files, results, directory), store.provenance(files=[str(file) for file in args.files]))
+        output.save(split(args.files, results, directory), store.provenance(files=[file.name for file in args.files]))
     print(f"{directory}: {len(results.runs)} runs, {results.points.size} points")
 
 

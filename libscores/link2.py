@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from libscores.statistics import Estimate, PermutationTest, bootstrap_interval, spearman
+from libscores.statistics import Estimate, PermutationTest, bootstrap_interval, permutation_test, spearman
 
 TRIM = 0.1
 """Share of the examples that the trimmed mean leaves out at each end."""
@@ -170,8 +170,4 @@ def trend(epsilons: np.ndarray, values: np.ndarray, n_resamples: int = 999, seed
     value = spearman(x, y)
     interval = bootstrap_interval(value, np.array(drawn), values.shape[1])
     interval = Estimate(value, max(interval.low, -1.0), min(interval.high, 1.0))
-    null = np.array([spearman(x, rng.permutation(y)) for _ in range(n_resamples)])
-    null_low, null_high = np.quantile(null, [0.025, 0.975])
-    p_value = (1 + np.count_nonzero(np.abs(null) >= abs(value))) / (1 + n_resamples)
-    test = PermutationTest(value, float(null_low), float(null_high), float(p_value))
-    return Trend(interval, test)
+    return Trend(interval, permutation_test(x, y, n_resamples, seed))

@@ -77,7 +77,7 @@ stopped=''
 stop() {
     stopped=$1
     [ "$runner" = xargs ] || group=''
-    [ -z "${pid:-}" ] || kill -TERM -- "$group$pid" 2>/dev/null || :
+    [ -z "${pid:-}" ] || kill -s TERM -- "$group$pid" 2>/dev/null || :
 }
 trap 'stop 129' HUP
 trap 'stop 130' INT
@@ -115,7 +115,7 @@ while kill -0 "$pid" 2>/dev/null; do
 done
 if [ -n "$stopped" ]; then
     # Jobs that the runner has left behind are still saving.
-    ! command -v flock >/dev/null || flock -w 600 "$run/lock" true || [ -z "$group" ] || kill -KILL -- "-$pid" || :
+    ! command -v flock >/dev/null || flock -w 600 "$run/lock" true || [ -z "$group" ] || kill -s KILL -- "-$pid" || :
     survey
     say "stopped, $done_before of $total lines done; the same command goes on" >&2
     exit "$stopped"

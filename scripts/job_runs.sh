@@ -4,7 +4,7 @@
 # shellcheck shell=sh disable=SC2034
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/quoted.sh"
-say() { echo "$(basename -- "$0" .sh): $*"; }
+say() { printf '%s\n' "$(basename -- "$0" .sh): $*"; }
 refuse() { say "$@" >&2; exit 2; }
 help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 positive() { case $2 in '' | 0* | *[!0-9]*) refuse "$1 $2: not a positive whole number" ;; esac; }
@@ -46,8 +46,7 @@ list_undone() {
     for line in $1; do
         exit_status "$line"
         case $status in '') status='did not run to its end' ;; *) status="exit status $status" ;; esac
-        echo "  line $line, $status: $(sed -n "${line}p" "$run/jobs.sh")"
-        echo "    log: $run/log/$line.log"
+        printf '  line %s, %s: %s\n    log: %s\n' "$line" "$status" "$(sed -n "${line}p" "$run/jobs.sh")" "$run/log/$line.log"
     done
 }
 

@@ -77,26 +77,25 @@ stopped=''
 stop() {
     stopped=$1
     [ "$runner" = xargs ] || group=''
-    [ -z "${pid:-}" ] || kill -s TERM -- "$group$pid" 2>/dev/null || :
+    [ -z "${pid:-}" ] || kill -s TERM -- "$group$pid" 2>/dev/null || kill -s TERM "$pid" 2>/dev/null || :
 }
 trap 'stop 129' HUP
 trap 'stop 130' INT
 trap 'stop 143' TERM
 if [ "$runner" = parallel ]; then
     # The job log is made to agree with the exit files: --resume-failed runs the lines that have no row of success.
-    {
-        printf 'Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n'
-        [ ! -f "$run/joblog" ] || sed 1d "$run/joblog"
-    } | awk -F '\t' -v todo="$todo" -v last="$(awk 'END { print NR }' "$run/jobs.sh")" '
-        BEGIN { n = split(todo, lines, " "); while (n) left[lines[n--]] }
-        NR == 1 { print; next }
-        !($1 in left) && $7 == 0 && $8 == 0 { row[$1] = $0 }
+    rows=$(
+        [ ! -f "$run/joblog" ] || cat "$run/joblog"
+        for line in $todo; do echo "$line"; done
+    )
+    printf '%s\n' "$rows" | awk -F '\t' -v last="$(awk 'END { print NR }' "$run/jobs.sh")" '
+        BEGIN { print "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand" }
+        NF == 1 { left[$1] }
+        NF == 9 && $1 + 0 && $7 == 0 && $8 == 0 { row[$1] = $0 }
         END {
             for (i = 1; i <= last; i++)
-                if (i in row) print row[i]
-                else if (!(i in left)) printf "%d\t:\t0\t0\t0\t0\t0\t0\tdone before, or no job\n", i
-        }' >"$run/joblog.new" || refuse "$run: cannot be written"
-    mv "$run/joblog.new" "$run/joblog"
+                if (!(i in left)) print i in row ? row[i] : i "\t:\t0\t0\t0\t0\t0\t0\tdone before, or no job"
+        }' >"$run/joblog" || refuse "$run: cannot be written"
     export PARALLEL_SHELL=/bin/sh
     # shellcheck disable=SC2086  # $setsid is one word or none
     awk '{ print NR }' "$run/jobs.sh" | $setsid parallel --plain --ungroup --jobs "$jobs" --joblog "$run/joblog" --resume-failed --retries $((retries + 1)) \

@@ -8,7 +8,8 @@
 set -u
 cd "$(dirname -- "$0")/.." || exit 1
 run=$1 line=$2 log=$1/log/$2.log stopped=''
-fail() { echo "line $line: $*" >&2; exit 1; }
+say() { printf '%s\n' "line $line$*"; }
+fail() { say ": $*" >&2; exit 1; }
 trap 'stopped=1' HUP INT TERM
 [ -z "${RUN_PID:-}" ] || kill -0 "$RUN_PID" 2>/dev/null || exit 1
 
@@ -16,7 +17,7 @@ trap 'stopped=1' HUP INT TERM
 exec 9>>"$run/lock" 8>>"$log"
 if command -v flock >/dev/null; then
     flock -s 9 || fail "not run: $run/lock cannot be locked"
-    flock -n 8 || { echo "line $line: still runs in another process, waiting for it"; flock 8; } || exit 1
+    flock -n 8 || { say ": still runs in another process, waiting for it"; flock 8; } || exit 1
 fi
 status=''
 [ ! -f "$run/exit/$line" ] || read -r status <"$run/exit/$line" || :
@@ -46,12 +47,14 @@ $(sed -n "${line}p" "$run/jobs.sh")" </dev/null >&8 2>&1 7>&- 8>&- 9>&-
     tries=$((tries - 1))
     { [ "$status" != 0 ] && [ "$tries" -gt 0 ] && [ -z "$stopped" ]; } || break
 done
-{ echo "$status" >"$run/exit/.$line" && mv "$run/exit/.$line" "$run/exit/$line"; } 2>/dev/null ||
-    fail "ended with status $status, but $run/exit/$line cannot be written; it will be run again"
+{ echo "$status" >"$run/exit/.$line" && mv "$run/exit/.$line" "$run/exit/$line"; } 2>/dev/null || {
+    rm -f "$run/exit/.$line"
+    fail "ended with status $status, but $run/exit/$line cannot be written (disk full?); it will be run again"
+}
 
 last=$(tail -n 1 "$log" | cut -c 1-300)
 if [ "$status" != 0 ]; then
-    echo "line $line FAILED with status $status, see $log: $last" >&2
+    say " FAILED with status $status, see $log: $last" >&2
     [ "$status" != 255 ] || status=1 # xargs would start no other line
     exit "$status"
 fi
@@ -65,4 +68,4 @@ if [ -n "${RUN_BEGAN:-}" ]; then
     progress=$(printf ', %d of %d, about %d:%02d:%02d left' "$finished" "$total" \
         $((left / 3600)) $((left / 60 % 60)) $((left % 60)))
 fi
-echo "line $line done$progress: $last"
+say " done$progress: $last"

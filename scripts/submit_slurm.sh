@@ -29,7 +29,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$files" ] || refuse "a job file is needed; see --help"
 command -v sbatch >/dev/null || refuse "sbatch is not installed here"
-config=$(scontrol show config) || refuse "Slurm does not answer"
+config=$(scontrol show config 2>/dev/null) || refuse "Slurm does not answer"
 array_size=$(echo "$config" | awk '$1 == "MaxArraySize" { print $3 - 1 }')
 [ "${array_size:-0}" -gt 0 ] || refuse "job arrays are switched off in this Slurm (MaxArraySize)"
 eval "set -- $files"
@@ -67,7 +67,7 @@ exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \$((SLURM_ARRAY_T
             id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
                 --kill-on-invalid-dep=yes} --array="$indices${limit:+%$limit}" --chdir="$root" --open-mode=append \
                 --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" --wrap="$task") ||
-                refuse "$file: not submitted; queued by this command: $(echo "${before#*:}$ids" | tr : ' ')"
+                refuse "$file: not submitted; jobs that this command has queued: $(echo "${before#afterok}$ids" | tr : ' ')"
             id=${id%%;*}
             echo "$id $offset" >>"$run/slurm/ids"
             ids=$ids:$id

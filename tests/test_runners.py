@@ -12,8 +12,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ENSEMBLE_FLAGS, ROOT, assert_refused, tree, write_config
 
@@ -125,7 +127,7 @@ def test_only_what_is_not_done_runs_again(study: Study, runner: Sequence[str]) -
         "  # a comment, then a blank line",
         "",
         FAILS,
-        f"sh -c 'exit 255' || exit 255; {note('never')}",
+        f"printf 'one\\ttwo\\\\\\n'; sh -c 'exit 255' || exit 255; {note('never')}",
         f"{note(6)}; pwd",
         f"{note(7)}; kill -9 $$",
         f"{note(8)}; cat; echo $OMP_NUM_THREADS $MKL_NUM_THREADS",
@@ -145,6 +147,7 @@ def test_only_what_is_not_done_runs_again(study: Study, runner: Sequence[str]) -
     assert f"line 4 FAILED with status 1, see {run}/log/4.log: it is  broken\n" in first.stderr
     summary = first.stderr.partition("3 of 6 lines failed:\n")[2]
     assert f"line 4, exit status 1: {lines[3]}\n    log: {run}/log/4.log\n" in summary
+    assert "/log/5.log: one\ttwo\\\n" in first.stderr and f"line 5, exit status 255: {lines[4]}\n" in summary
     assert "line 7, exit status 137: " in summary and "the same command runs only these" in summary
     assert "\r" not in first.stdout + first.stderr
 
@@ -260,6 +263,48 @@ def test_a_killed_runner_starts_nothing_new_and_its_jobs_are_waited_for(study: S
     assert study.ran() == ["1", "2", "3", "4", "5"]
 
 
+def kill_all(study: Study) -> None:
+    """Kill every process of a study at once, as a loss of power does."""
+    mark = f"WORK={study.folder}".encode()
+    while True:
+        pids = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if mark in path.read_bytes().split(b"\0"):
+                    pids.append(int(path.parent.name))
+        if not pids:
+            return
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+def test_any_moment_of_a_kill_loses_no_line(study: Study, runner: Sequence[str]) -> None:
+    random = np.random.default_rng(0)
+    lines: list[str] = []
+    counted: Counter[str] = Counter()
+    for kill in range(10):
+        lines.insert(int(random.integers(len(lines) + 1)), f"{note(kill)}; sleep 0.0{random.integers(1, 6)}")
+        study.write(*lines)
+        process = study.start("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+        time.sleep(float(random.uniform(0, 0.4)))
+        kill_all(study)
+        study.end(process)
+        counted.update(study.ran())
+    done = study.sh("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+    assert done.returncode == 0, done.stderr
+    counted.update(study.ran())
+    assert set(counted) == {str(kill) for kill in range(10)}
+    assert study.exits() == dict.fromkeys(range(1, 11), "0")
+    run = study.folder / "jobs.sh.run"
+    assert study.read("jobs.sh") == study.read("jobs.sh.run/jobs.sh")
+    kept = {"exit", "log", "jobs.sh", "lock"} | ({"joblog"} if "parallel" in runner else set())
+    assert {path.name for path in run.iterdir()} == kept
+    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0 and study.ran() == []
+
+
 def test_two_runners_share_a_job_file(study: Study) -> None:
     needs("parallel")
     study.write(*[f"sleep 0.1; {note(line)}" for line in range(10, 20)])
@@ -361,7 +406,8 @@ def test_a_full_or_read_only_disk_loses_nothing(small_disk: Path, runner: Sequen
     small = Study(small_disk, WORK=study.folder)
     small.write(note(1), f"{note(2)}; head -c 200000 /dev/zero", note(3))
     full = small.sh("run_jobs.sh", "jobs.sh", "-j", 1, *runner)
-    assert full.returncode == 1 and "lines failed:" in full.stderr and "No space left on device" in full.stderr
+    assert full.returncode == 1 and "2 of 3 lines failed:" in full.stderr, full.stderr
+    assert "jobs.sh.run/exit/2 cannot be written (disk full?); it will be run again" in full.stderr
     assert study.ran()[:2] == ["1", "2"] and small.exits()[1] == "0" and small.exits().get(2) != "0"
     small.write(note(1), note(2), note(3), note(4))
     assert_refused(small.sh("run_jobs.sh", "jobs.sh", *runner), "jobs.sh", "No space left on device")
@@ -433,10 +479,8 @@ def slurm() -> Iterator[str]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, slurm: str) -> Iterator[Study]:
-    study = Study(tmp_path / "50 % done", SLURM_CONF=slurm)
-    yield study
-    subprocess.run(["scancel", "--user", str(os.geteuid())], env=study.environment, check=True)
+def cluster(tmp_path: Path, slurm: str) -> Study:
+    return Study(tmp_path / "50 % done", SLURM_CONF=slurm)
 
 
 def queue(study: Study) -> list[str]:
@@ -530,12 +574,12 @@ def test_what_slurm_cannot_take_is_refused(cluster: Study) -> None:
     assert not (cluster.folder / "jobs.sh.run").exists()
     refused = cluster.sh("submit_slurm.sh", "jobs.sh", "--partition=none")
     assert refused.returncode == 2 and "invalid partition" in refused.stderr and "not submitted" in refused.stderr
-    cluster.environment["SLURM_CONF"] = "/nonexistent"
+    cluster.write("", name="slurm.conf")
+    cluster.environment["SLURM_CONF"] = str(cluster.folder / "slurm.conf")
     ids = cluster.folder / "jobs.sh.run" / "slurm" / "ids"
     ids.write_text("1 0\n")
     for script in ("slurm_status.sh", "submit_slurm.sh", "run_jobs.sh"):
-        result = cluster.sh(script, "jobs.sh")
-        assert result.returncode == 2 and "Slurm" in result.stderr.splitlines()[-1]
+        assert_refused(cluster.sh(script, "jobs.sh"), "Slurm")
 
 
 @pytest.mark.slow

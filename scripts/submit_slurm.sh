@@ -38,7 +38,7 @@ for name do
     refuse_queued
 done
 
-before=''
+before='' submitted=''
 for name do
     open_run "$name"
     freeze
@@ -67,10 +67,10 @@ exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \$((SLURM_ARRAY_T
             id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
                 --kill-on-invalid-dep=yes} --array="$indices${limit:+%$limit}" --chdir="$root" --open-mode=append \
                 --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" --wrap="$task") ||
-                refuse "$file: not submitted; jobs that this command has queued: $(echo "${before#afterok}$ids" | tr : ' ')"
+                refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
             id=${id%%;*}
             echo "$id $offset" >>"$run/slurm/ids"
-            ids=$ids:$id
+            ids=$ids:$id submitted="$submitted $id"
         fi
         offset=$((offset + array_size))
     done

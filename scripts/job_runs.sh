@@ -55,15 +55,18 @@ list_undone() {
 # good by the next call: $run/new is complete as soon as it has this name.
 freeze() {
     fault=$(mkdir -p "$run" 2>&1 && : 2>&1 >>"$run/lock") || refuse "${fault:-$run: cannot be written}"
-    install_new
-    if [ -z "${again:-}" ] && cmp -s "$file" "$run/jobs.sh"; then return; fi
+    stale || return 0
     exec 9>>"$run/lock"
-    ! command -v flock >/dev/null || flock -w 2 9 ||
+    ! command -v flock >/dev/null || flock -w 2 9 || ! stale ||
         refuse "$file: has changed or is to run again while its lines are running; wait for them or stop them first"
-    fault=$(prepare_new 2>&1) || refuse "$run: cannot be written: $fault"
     install_new
+    if stale; then
+        fault=$(prepare_new 2>&1) || refuse "$run: cannot be written: $fault"
+        install_new
+    fi
     exec 9>&-
 }
+stale() { [ -n "${again:-}" ] || [ -d "$run/new" ] || ! cmp -s "$file" "$run/jobs.sh"; }
 prepare_new() {
     new=$run/.new.$$
     rm -rf "$run"/.new.*
@@ -87,7 +90,7 @@ install_new() {
 }
 
 # queued: set $queued to the tasks of this file that Slurm still knows as running or waiting, one "line state reason" a
-# row, and $queued_ids to their job ids. Job ids that are over are forgotten.
+# row, and $queued_ids to their job ids.
 queued() {
     queued='' queued_ids=''
     [ -s "$run/slurm/ids" ] || return 0
@@ -102,4 +105,5 @@ queued() {
 refuse_queued() {
     queued || refuse "$file: cannot ask Slurm whether its jobs are still queued; delete $run/slurm/ids if they are not"
     [ -z "$queued_ids" ] || refuse "$file: its lines are queued on Slurm as jobs $queued_ids; see slurm_status.sh, or scancel them"
+    rm -f "$run/slurm/ids" 2>/dev/null || :
 }

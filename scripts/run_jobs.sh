@@ -98,8 +98,8 @@ if [ "$runner" = parallel ]; then
         }' >"$run/joblog" || refuse "$run: cannot be written"
     export PARALLEL_SHELL=/bin/sh
     # shellcheck disable=SC2086  # $setsid is one word or none
-    awk '{ print NR }' "$run/jobs.sh" | $setsid parallel --plain --ungroup --jobs "$jobs" --joblog "$run/joblog" --resume-failed --retries $((retries + 1)) \
-        --termseq TERM,600000,KILL,25 ${hosts:+--sshloginfile "$hosts" --env PATH --env OMP_NUM_THREADS \
+    awk '{ print NR }' "$run/jobs.sh" | $setsid parallel --plain --ungroup --jobs "$jobs" --joblog "$run/joblog" \
+        --resume-failed --retries $((retries + 1)) --termseq TERM,600000,KILL,25 ${hosts:+--sshloginfile "$hosts" --env PATH --env OMP_NUM_THREADS \
         --env MKL_NUM_THREADS --env RUN_BEFORE --env RUN_BEGAN --env RUN_GPUS --env RUN_SLOTS} \
         "exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") {}" &
 else

@@ -54,7 +54,9 @@ done
 
 last=$(tail -n 1 "$log" | cut -c 1-300)
 if [ "$status" != 0 ]; then
-    say " FAILED with status $status, see $log: $last" >&2
+    what=FAILED
+    [ -z "$stopped" ] || what=stopped
+    say " $what with status $status, see $log: $last" >&2
     [ "$status" != 255 ] || status=1 # xargs would start no other line
     exit "$status"
 fi

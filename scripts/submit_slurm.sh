@@ -45,7 +45,6 @@ for name do
     survey
     [ -n "$todo" ] || { say "$file: all $total lines are done"; continue; }
     mkdir -p "$run/slurm"
-    : >"$run/slurm/ids"
     ids=''
     last=${todo##* } offset=0
     while [ "$offset" -lt "$last" ]; do

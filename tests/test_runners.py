@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -239,6 +240,7 @@ def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(
     assert study.read("saved") == ["1", "1"], "each job gets one TERM and the time to save"
     assert stopped.returncode == status
     assert "stopped, 0 of 4 lines done; the same command goes on" in stopped.stderr
+    assert stopped.stderr.count(" stopped with status 143") == 2 and "FAILED" not in stopped.stderr
     assert study.ran() == [] and len(study.read("started")) == 2 and set(study.exits().values()) == {"143"}
     (study.folder / "go").touch()
     assert study.sh("run_jobs.sh", "jobs.sh", "-j", 2, *runner).returncode == 0
@@ -427,9 +429,11 @@ def ssh_host(tmp_path: Path) -> Iterator[str]:
     needs("parallel", "sshd", "ssh", "ssh-keygen")
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key], check=True)
-    Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
     program = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
-    port = 20000 + os.getpid() % 20000
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     options = [f"AuthorizedKeysFile={tmp_path}/user.pub", "StrictModes=no", "UsePAM=no", "ListenAddress=127.0.0.1",
                "PidFile=none", f"Port={port}", f"HostKey={tmp_path}/host"]  # fmt: skip
     command = [str(program), "-D", "-e", "-f", "/dev/null", *(f"-o{option}" for option in options)]
@@ -590,18 +594,23 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
         study = Study(tmp_path / way, SLURM_CONF=slurm, OMP_NUM_THREADS=1)
         config = write_config(study.folder)
         for generator, runs_per_job, *flags in (
-            ("create_fz_train_jobs.sh", 1, "--subset", 200, "--epochs", 2),
-            ("create_fz_curve_scorer_jobs.sh", 2, "--n_probes", 2),
+            ("create_fz_train_jobs.sh", 3, "--subset", 200, "--epochs", 2),
+            ("create_fz_curve_scorer_jobs.sh", 6, "--n_probes", 2),
         ):
-            flags = ["--runs", 2, "--runs_per_job", runs_per_job, *ENSEMBLE_FLAGS, *flags, "--config", config]
+            flags = ["--runs", 6, "--runs_per_job", runs_per_job, *ENSEMBLE_FLAGS, *flags, "--config", config]
             lines = study.sh(generator, *flags).stdout.splitlines()
             study.write(*lines, name="train.sh" if generator.endswith("train_jobs.sh") else "score.sh")
         if way == "slurm":
-            submitted(study, "train.sh", "score.sh")
-            done = ["slurm_status.sh", "train.sh", "score.sh"]
+            draw = "sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb"
+            parameters = f"-p config {config} -p dataset mnist -p arch smallcnn -p n_resamples 5"
+            study.write(f"{draw} {study.folder}/figure_dir {parameters}", name="notebook.sh")
+            chain = "train.sh", "score.sh", "notebook.sh"
+            assert len(submitted(study, *chain)) == 3
+            done = ["slurm_status.sh", *chain]
             wait_until(lambda study=study, done=done: study.sh(*done).returncode != 3, "the study is over", 300)
             result = study.sh(*done)
-            assert result.returncode == 0, result.stdout
+            assert result.returncode == 0, result.stdout + study.log(1, "notebook.sh")
+            assert (study.folder / "figure_dir" / "link1_mnist_smallcnn.png").stat().st_size > 10_000
         for name in ("train.sh", "score.sh"):
             if way == "sh":
                 subprocess.run(["sh", study.folder / name], cwd=ROOT, env=study.environment, check=True)
@@ -610,5 +619,5 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
                 assert result.returncode == 0, result.stderr
         made[way] = {key: tree(study.folder / key) for key in ("fz_model_dir", "score_dir")}
     assert made["sh"] == made["parallel"] == made["xargs"] == made["slurm"]
-    assert Counter(Path(name).name for name in made["sh"]["fz_model_dir"])["model.pt"] == 2
-    assert sum(name.endswith(".npy") for name in made["sh"]["score_dir"]) == 7
+    assert Counter(Path(name).name for name in made["sh"]["fz_model_dir"])["model.pt"] == 6
+    assert sum(name.endswith(".npy") for name in made["sh"]["score_dir"]) == 19

@@ -1,44 +1,129 @@
 #!/bin/sh
-# Run the lines of a job file, N at a time, from the top of the repository.
-#   sh scripts/run_jobs.sh FILE [-j N]
-# Every job gets cores/N threads. Each line's output goes to FILE.logs/<line number>.log. The exit status is 1 if a
-# line failed; finished work is skipped by the jobs themselves, so the same command goes on where it was.
+# Run the lines of a job file, several at a time, from the top of the repository.
+#   sh scripts/run_jobs.sh FILE [-j N] [--gpus 0,1] [--retries R] [--sshloginfile HOSTS] [--runner parallel|xargs] [--again]
+# -j N             jobs at a time (on each host): one per GPU with --gpus, else one per core; each gets cores/N threads
+# --gpus 0,1       each job sees one of these GPUs (CUDA_VISIBLE_DEVICES); more jobs than GPUs share them evenly
+# --retries R      a line that fails is tried R times more (0)
+# --sshloginfile   GNU parallel's file of hosts; they must see this folder and FILE under the same paths
+# --runner         GNU parallel where it is installed, else xargs
+# --again          run finished lines again, too
+# A line that has ended with status 0 is done and is not run again: after a failure, a kill or a change of FILE the same
+# command runs what is left. Output of line 7: FILE.run/log/7.log. TERM, Ctrl-C and HUP let running jobs save and leave.
+# Exit status: 0 all done, 1 some failed, 2 bad input, 128 + the number of the signal that stopped it.
 set -eu
-usage() { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-file='' jobs=''
+. "$(dirname -- "$0")/job_runs.sh"
+file='' jobs='' gpus='' retries=0 hosts='' runner='' again=''
 while [ $# -gt 0 ]; do
     case $1 in
-        -j) [ $# -ge 2 ] || usage; jobs=$2; shift 2 ;;
-        -h | --help | -*) usage ;;
-        *) [ -z "$file" ] || usage; file=$1; shift ;;
+        -j | --gpus | --retries | --sshloginfile | --runner)
+            [ -n "${2:-}" ] || refuse "$1 needs a value"
+            case $1 in
+                -j) positive -j "$2"; jobs=$2 ;;
+                --gpus) gpus=$2 ;;
+                --retries) case $2 in *[!0-9]*) refuse "$1 $2: not a whole number" ;; esac; retries=$2 ;;
+                --sshloginfile) hosts=$2 ;;
+                --runner) runner=$2 ;;
+            esac
+            shift 2
+            ;;
+        --again) again=1; shift ;;
+        -h | --help) help ;;
+        -*) refuse "$1: no such flag; see --help" ;;
+        *) [ -z "$file" ] || refuse "$1: one job file at a time; see --help"; file=$1; shift ;;
     esac
 done
-[ -n "$file" ] || usage
-[ -f "$file" ] || { echo "run_jobs: $file: no such job file" >&2; exit 2; }
+[ -n "$file" ] || refuse "a job file is needed; see --help"
+case ,$gpus, in ,,) ;; *,,* | *[!A-Za-z0-9,:/_-]*) refuse "--gpus $gpus: not a list such as 0,1" ;; esac
+gpus=$(echo "$gpus" | tr , ' ')
+[ -z "$gpus" ] || command -v flock >/dev/null || refuse "--gpus needs flock (util-linux)"
+gnu_parallel() { parallel --version 2>/dev/null | grep -q '^GNU parallel'; } # moreutils has another one
+case $runner in
+    '') if gnu_parallel; then runner='parallel'; else runner='xargs'; fi ;;
+    parallel) gnu_parallel || refuse "--runner parallel: GNU parallel is not installed" ;;
+    xargs) ;;
+    *) refuse "--runner $runner: not parallel or xargs" ;;
+esac
+if [ -n "$hosts" ]; then
+    [ -f "$hosts" ] || refuse "--sshloginfile $hosts: no such file"
+    [ "$runner" = parallel ] || refuse "--sshloginfile needs GNU parallel"
+    hosts=$(CDPATH='' cd -- "$(dirname -- "$hosts")" && pwd)/$(basename -- "$hosts")
+fi
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# shellcheck disable=SC2086  # words are meant to split
+[ -z "$gpus" ] || { set -- $gpus; jobs=${jobs:-$#}; }
 jobs=${jobs:-$cores}
-case $jobs in '' | *[!0-9]* | 0) echo "run_jobs: -j $jobs: not a number of jobs" >&2; exit 2 ;; esac
 threads=$((cores / jobs))
 [ "$threads" -ge 1 ] || threads=1
-export OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads"
 
-file=$(CDPATH='' cd -- "$(dirname -- "$file")" && pwd)/$(basename -- "$file")
-cd "$(dirname -- "$0")/.."
-total=$(wc -l <"$file" | tr -d ' ')
-logs=$file.logs
-mkdir -p "$logs"
-rm -f "$logs"/*.failed
-export JOB_FILE="$file" JOB_LOGS="$logs" JOB_TOTAL="$total"
-# shellcheck disable=SC2016  # expanded by the inner shell
-seq "$total" | xargs -n 1 -P "$jobs" sh -c '
-    if sh -c "$(sed -n "${1}p" "$JOB_FILE")" >"$JOB_LOGS/$1.log" 2>&1; then
-        echo "job $1 of $JOB_TOTAL done: $(tail -n 1 "$JOB_LOGS/$1.log")"
-    else
-        touch "$JOB_LOGS/$1.failed"
-        echo "job $1 of $JOB_TOTAL FAILED, see $JOB_LOGS/$1.log: $(tail -n 1 "$JOB_LOGS/$1.log")" >&2
-    fi' run_jobs
-failed=$(find "$logs" -name '*.failed' | wc -l | tr -d ' ')
-if [ "$failed" -gt 0 ]; then
-    echo "run_jobs: $failed of $total jobs failed; run the same command again once the cause is mended" >&2
+open_run "$file"
+refuse_queued
+cd "$root"
+freeze
+survey
+if [ -z "$todo" ]; then
+    say "all $total lines of $file were done before; --again runs them again"
+    exit
+fi
+say "$((total - done_before)) of $total lines to run, $done_before done before; $jobs at a time with $runner, $threads threads each"
+export OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads"
+export RUN_PID=$$ RUN_BEFORE="$done_before" RUN_TRIES=1 RUN_GPUS="$gpus" RUN_SLOTS="$jobs"
+RUN_BEGAN=$(date +%s)
+export RUN_BEGAN
+
+# The runner is in a session of its own, so that a Ctrl-C reaches the jobs once, through stop.
+setsid=$(command -v setsid || :)
+group=${setsid:+-}
+stopped=''
+stop() {
+    stopped=$1
+    [ "$runner" = xargs ] || group=''
+    [ -z "${pid:-}" ] || kill -s TERM -- "$group$pid" 2>/dev/null || kill -s TERM "$pid" 2>/dev/null || :
+}
+trap 'stop 129' HUP
+trap 'stop 130' INT
+trap 'stop 143' TERM
+if [ "$runner" = parallel ]; then
+    # The job log is made to agree with the exit files: --resume-failed runs the lines that have no row of success.
+    rows=$(
+        [ ! -f "$run/joblog" ] || cat "$run/joblog"
+        for line in $todo; do echo "$line"; done
+    )
+    printf '%s\n' "$rows" | awk -F '\t' -v last="$(awk 'END { print NR }' "$run/jobs.sh")" '
+        BEGIN { print "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand" }
+        NF == 1 { left[$1] }
+        NF == 9 && $1 + 0 && $7 == 0 && $8 == 0 { row[$1] = $0 }
+        END {
+            for (i = 1; i <= last; i++)
+                if (!(i in left)) print i in row ? row[i] : i "\t:\t0\t0\t0\t0\t0\t0\tdone before, or no job"
+        }' >"$run/joblog" || refuse "$run: cannot be written"
+    export PARALLEL_SHELL=/bin/sh
+    # shellcheck disable=SC2086  # $setsid is one word or none
+    awk '{ print NR }' "$run/jobs.sh" | $setsid parallel --plain --ungroup --jobs "$jobs" --joblog "$run/joblog" \
+        --resume-failed --retries $((retries + 1)) --termseq TERM,600000,KILL,25 ${hosts:+--sshloginfile "$hosts" --env PATH --env OMP_NUM_THREADS \
+        --env MKL_NUM_THREADS --env RUN_BEFORE --env RUN_BEGAN --env RUN_GPUS --env RUN_SLOTS} \
+        "exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") {}" &
+else
+    RUN_TRIES=$((retries + 1))
+    # shellcheck disable=SC2086
+    echo "$todo" | $setsid xargs -n 1 -P "$jobs" sh "$root/scripts/run_line.sh" "$run" &
+fi
+pid=$!
+[ -z "$stopped" ] || stop "$stopped"
+while kill -0 "$pid" 2>/dev/null; do
+    wait "$pid" || :
+done
+if [ -n "$stopped" ]; then
+    # Jobs that the runner has left behind are still saving.
+    ! command -v flock >/dev/null || flock -w 600 "$run/lock" true || [ -z "$group" ] || kill -s KILL -- "-$pid" || :
+    survey
+    say "stopped, $done_before of $total lines done; the same command goes on" >&2
+    exit "$stopped"
+fi
+survey
+if [ -n "$todo" ]; then
+    say "$((total - done_before)) of $total lines failed:" >&2
+    list_undone "$todo" >&2
+    say "once the cause is mended, the same command runs only these" >&2
     exit 1
 fi
+say "all $total lines done"

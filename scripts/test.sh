@@ -10,7 +10,7 @@ ruff check .
 ruff format --check .
 mypy .
 if command -v shellcheck >/dev/null; then
-    shellcheck -x --source-path=SCRIPTDIR scripts/*.sh sensitivity/*.sh
+    shellcheck -x --source-path=SCRIPTDIR scripts/*.sh sensitivity/*.sh tests/*.sh
 else
     echo "shellcheck is not installed: the shell scripts are not linted" >&2
 fi

@@ -1,4 +1,4 @@
-"""Shell scripts, job files, the pinned environment, the help texts and the notebook, run as a user runs them."""
+"""Shell scripts, generators, the pinned environment, the help texts and the notebook, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ENSEMBLE_FLAGS, ROOT, run_script, tree, write_config
+from conftest import ROOT, run_script, write_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -102,36 +102,6 @@ def test_generators_cover_every_run_once(generator: str, script: str) -> None:
     for bad in (["--runs", "0"], ["--runs"], ["--runs_per_job", "x"], ["--start_run", "3"]):
         refused = sh(ROOT / "scripts" / generator, *bad)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and bad[0] in refused.stderr
-
-
-def test_job_files_run_with_sh_and_in_parallel_with_the_same_bytes(tmp_path: Path) -> None:
-    made = {}
-    for way in ("sh", "parallel"):
-        (tmp_path / way).mkdir()
-        config = write_config(tmp_path / way)
-        flags = ("--subset", 60, "--epochs", 2, "--runs", 3, "--config", config)
-        jobs = tmp_path / way / "jobs.sh"
-        jobs.write_text("\n".join(generated("create_fz_train_jobs.sh", *ENSEMBLE_FLAGS, *flags)) + "\n")
-        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        command = [jobs] if way == "sh" else [ROOT / "scripts" / "run_jobs.sh", jobs, "-j", 3]
-        result = sh(*command, cwd=ROOT, env=environment)
-        assert result.returncode == 0, result.stderr
-        made[way] = tree(tmp_path / way / "fz_model_dir")
-    assert made["sh"] == made["parallel"] and len(made["sh"]) == 12
-
-
-def test_run_jobs_reports_what_failed_and_where(tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs.sh"
-    jobs.write_text('echo fine "a  b" $((1+1))\necho broken >&2; exit 3\necho threads $OMP_NUM_THREADS\n')
-    result = sh(ROOT / "scripts" / "run_jobs.sh", jobs, "-j", 2)
-    assert result.returncode == 1
-    assert "job 2 of 3 FAILED" in result.stderr and "1 of 3 jobs failed" in result.stderr
-    logs = tmp_path / "jobs.sh.logs"
-    assert (logs / "1.log").read_text() == "fine a  b 2\n"
-    assert (logs / "2.log").read_text() == "broken\n"
-    assert re.fullmatch(r"threads [1-9]\d*\n", (logs / "3.log").read_text())
-    for bad in (["nowhere.sh"], [jobs, "-j", "0"], []):
-        assert sh(ROOT / "scripts" / "run_jobs.sh", *bad).returncode == 2
 
 
 def test_setup_takes_an_environment_that_fits_and_explains_a_wrong_python(tmp_path: Path) -> None:

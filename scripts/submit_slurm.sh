@@ -1,0 +1,78 @@
+#!/bin/sh
+# Submit the lines of job files that are not done as Slurm arrays, run from the top of the repository.
+#   sh scripts/submit_slurm.sh FILE [FILE...] [--max-jobs N] [sbatch options, such as --partition=gpu --gres=gpu:1]
+# Several FILEs are a chain: each starts when the one before has finished without failure, so that
+#   sh scripts/submit_slurm.sh train.sh score.sh notebook.sh --max-jobs 50 --time=4:00:00 --mem=16G
+# is a whole study. After failures or a cancelled job the same command submits what is left.
+# --max-jobs N     at most N lines of a file at a time
+# Options of sbatch are written with '=' or in one word (-pgpu) and hold for all FILEs. sbatch hands the environment on:
+# activate the Python environment first. Threads per job: --cpus-per-task. Output of line 7: FILE.run/log/7.log; Slurm's
+# own messages: FILE.run/slurm/. The folders must be on a file system that the nodes share. Exit status: 0, or 2 for bad
+# input and what Slurm refuses. See also slurm_status.sh.
+set -eu
+. "$(dirname -- "$0")/job_runs.sh"
+limit='' files='' options=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --max-jobs) positive "$1" "${2:-}"; limit=$2; shift ;;
+        --max-jobs=*) positive --max-jobs "${1#*=}"; limit=${1#*=} ;;
+        -h | --help) help ;;
+        -[aoedD]* | --array* | --output* | --error* | --dependency* | --chdir* | --wrap* | --open-mode* | --wait | -W)
+            refuse "$1: is set here; see --help" ;;
+        -*) options="$options $(quoted "$1")" ;;
+        *)
+            [ -f "$1" ] || refuse "$1: no such job file (an option's value is written with '=', such as --partition=gpu)"
+            files="$files $(quoted "$1")"
+            ;;
+    esac
+    shift
+done
+[ -n "$files" ] || refuse "a job file is needed; see --help"
+command -v sbatch >/dev/null || refuse "sbatch is not installed here"
+config=$(scontrol show config 2>/dev/null) || refuse "Slurm does not answer"
+array_size=$(echo "$config" | awk '$1 == "MaxArraySize" { print $3 - 1 }')
+[ "${array_size:-0}" -gt 0 ] || refuse "job arrays are switched off in this Slurm (MaxArraySize)"
+eval "set -- $files"
+for name do
+    open_run "$name"
+    refuse_queued
+done
+
+before='' submitted=''
+for name do
+    open_run "$name"
+    freeze
+    survey
+    [ -n "$todo" ] || { say "$file: all $total lines are done"; continue; }
+    mkdir -p "$run/slurm"
+    ids=''
+    last=${todo##* } offset=0
+    while [ "$offset" -lt "$last" ]; do
+        indices=$(echo "$todo" | tr ' ' '\n' | awk -v offset="$offset" -v size="$array_size" '
+            function put() { if (from) printf "%s%s", comma, from == to ? from : from "-" to; comma = "," }
+            { i = $1 - offset }
+            i < 1 || i > size { next }
+            i == to + 1 && from { to = i; next }
+            { if (from) put(); from = to = i }
+            END { put() }')
+        if [ -n "$indices" ]; then
+            after=$before
+            # The limit is per array: where the file needs several, they take turns.
+            [ -z "$limit" ] || [ -z "$ids" ] || after="${after:+$after,}afterany:${ids##*:}"
+            task="OMP_NUM_THREADS=\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}}; MKL_NUM_THREADS=\$OMP_NUM_THREADS
+export OMP_NUM_THREADS MKL_NUM_THREADS
+exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \$((SLURM_ARRAY_TASK_ID + $offset))"
+            eval "set -- $options"
+            id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
+                --kill-on-invalid-dep=yes} --array="$indices${limit:+%$limit}" --chdir="$root" --open-mode=append \
+                --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" --wrap="$task") ||
+                refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
+            id=${id%%;*}
+            echo "$id $offset" >>"$run/slurm/ids"
+            ids=$ids:$id submitted="$submitted $id"
+        fi
+        offset=$((offset + array_size))
+    done
+    say "$file: $((total - done_before)) of $total lines submitted as $(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
+    before=afterok$ids
+done

@@ -7,6 +7,6 @@
 # --subset_dir SUBSET_DIR (results/private_models/subsets) --suffix PREFIX (a model's name ends in PREFIX and its seed;
 # memorization_seed_). All other flags go to train_dp.py as they are.
 . "$(dirname -- "$0")/grid.sh"
-script=train_dp.py datasets=$link3_datasets epsilons=$link3_epsilons seeds=$link3_seeds suffix=memorization_seed_
+script=train_dp.py dataset=$link3_datasets epsilons=$link3_epsilons seeds=$link3_seeds suffix=memorization_seed_
 subset_dir=results/private_models/subsets
 . "$(dirname -- "$0")/dp_jobs.sh"

@@ -3,11 +3,7 @@
 # the only truth about what is done), log/<line>.log, joblog (GNU parallel's), slurm/ (job ids, Slurm's messages).
 # shellcheck shell=sh disable=SC2034
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-. "$root/scripts/quoted.sh"
-say() { printf '%s\n' "$(basename -- "$0" .sh): $*"; }
-refuse() { say "$@" >&2; exit 2; }
-help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
-positive() { case $2 in '' | 0* | *[!0-9]*) refuse "$1 $2: not a positive whole number" ;; esac; }
+. "$root/scripts/flags.sh"
 
 # open_run FILE: set $file (absolute) and $run, after a check of the file.
 open_run() {

@@ -4,31 +4,12 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+. "$here/../scripts/flags.sh"
 cd "$here/.."
-. scripts/quoted.sh
-refuse() { echo "$(basename -- "$0"): $*" >&2; exit 2; }
-whole() { case $2 in '' | *[!0-9]* | 0) refuse "$1 $2: not a positive whole number" ;; esac; }
-runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} config=${CONFIG:-config.json} python=${PYTHON:-python}
-flags='' overwrite=''
-while [ $# -gt 0 ]; do
-    case $1 in
-        --runs | --remove | --which | --config)
-            [ -n "${2:-}" ] || refuse "$1 needs a value"
-            case $1 in
-                --runs) runs=$2 ;;
-                --remove) remove=$2 ;;
-                --which) which=$2 ;;
-                --config) config=$2 ;;
-            esac
-            shift 2
-            ;;
-        --overwrite) overwrite=$1; shift ;;
-        -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$here/$(basename -- "$0")"; exit ;;
-        *) flags="$flags $(quoted "$1")"; shift ;;
-    esac
-done
-whole --runs "$runs"
-whole --remove "$remove"
+runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} config=${CONFIG:-config.json} python=${PYTHON:-python} overwrite=''
+read_flags 'runs remove which config' overwrite "$@"
+positive --runs "$runs"
+positive --remove "$remove"
 case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: not cheapest, dearest or random" ;; esac
 
 child='' stopped=''

@@ -4,7 +4,7 @@
 # Flags: --runs R (10) --config FILE --overwrite; others go to compute_sensitivity.py as they are. Finished runs are
 # skipped and an interrupted one goes on where it was; TERM stops cleanly.
 . "$(dirname -- "$0")/common.sh"
-case " $flags " in *" --run "* | *" --name "* | *" --seed "*) refuse "--run, --name and --seed differ from run to run" ;; esac
+refuse_flags 'differs from run to run' run name seed
 folder=$(folder)
 eval "set -- $flags"
 train '' "$@"

@@ -4,9 +4,7 @@
 # Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --config FILE --overwrite; others
 # go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly.
 . "$(dirname -- "$0")/common.sh"
-case " $flags " in
-    *" --run "* | *" --name "* | *" --seed "* | *" --remove-points "*) refuse "--run, --name, --seed and --remove-points are set here" ;;
-esac
+refuse_flags 'is set here' run name seed remove-points
 which=${which:-cheapest}
 folder=$(folder)
 removal=${which}_$remove

@@ -1,0 +1,46 @@
+# Sourced by every script that has flags: reading them, refusing them, --help.
+# shellcheck shell=sh
+script_file=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
+say() { echo "$(basename -- "$0" .sh): $*"; }
+refuse() { say "$@" >&2; exit 2; }
+help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script_file"; exit; }
+positive() { case $2 in '' | 0* | *[!0-9]*) refuse "$1 $2: not a positive whole number" ;; esac; }
+
+# quoted WORD: print the word so that a shell reads it back as one word.
+quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
+
+# read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to its
+# value, or to itself. All other arguments are left in $flags, quoted.
+read_flags() {
+    valued=$1 switches=$2 flags=''
+    shift 2
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) help ;;
+            --*) flag=${1#--} ;;
+            *) flag=/ ;;
+        esac
+        case " $valued " in
+            *" $flag "*)
+                [ -n "${2:-}" ] || refuse "$1 needs a value"
+                eval "$flag=\$2"
+                shift 2
+                continue
+                ;;
+        esac
+        case " $switches " in
+            *" $flag "*) eval "$flag=\$1" ;;
+            *) flags="$flags $(quoted "$1")" ;;
+        esac
+        shift
+    done
+}
+
+# refuse_flags WHY NAME...: refuse if one of these is in $flags.
+refuse_flags() {
+    why=$1
+    shift
+    for flag do
+        case " $flags " in *" --$flag "*) refuse "--$flag $why" ;; esac
+    done
+}

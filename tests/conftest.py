@@ -14,9 +14,11 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import robustness
 import torch
 from released_files import photo_files, write_cifar100, write_imagenet_index, write_tree
 
@@ -51,16 +53,18 @@ def run_script(script: str, *args: object, **env: str) -> subprocess.CompletedPr
         patch.setattr(sys, "argv", [script, *map(str, args)])
         with pytest.raises(SystemExit) as exit_info:
             cli.run(importlib.import_module(name).main)
-    return subprocess.CompletedProcess(script, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
+    command = [script, *map(str, args)]
+    return subprocess.CompletedProcess(command, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) -> None:
-    """Check for exit status 2 and one line on stderr that names everything in `mentions`."""
+    """Check for exit status 2 and one line on stderr that names everything in `mentions`; list it in the docs."""
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     for text in mentions:
         assert str(text) in lines[0], lines[0]
+    robustness.refused(result)
 
 
 def write_config(folder: Path, **changes: str | Path) -> Path:
@@ -81,6 +85,27 @@ def tree(folder: Path) -> dict[str, bytes | dict]:
             content = {key: value for key, value in json.loads(content).items() if key != "provenance"}
         found[str(path.relative_to(folder))] = content
     return found
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="bring docs/robustness.md up to date")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    robustness.writing = config.getoption("--write-docs")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    robustness.rows += [robustness.Row(*row) for row in getattr(node, "workeroutput", {}).get("robustness", ())]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        plain = [(row.section, row.cells, row.test) for row in robustness.rows]
+        session.config.workeroutput["robustness"] = plain
+    elif robustness.writing:
+        robustness.write_page(robustness.rows)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,190 @@
+"""Runs scripts of the repository in forks of one warm process and kills them at a chosen file operation or time.
+
+Python announces every operation that changes what is on disk to an audit hook, which can send SIGKILL to its own
+process between any two of them. Importing PyTorch once instead of once per kill, and calibrating noise once, is what
+makes hundreds of kills affordable. Started by `KillServer`; requests and answers are JSON lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR
+CALIBRATED = (5.0, 10.0)
+WARM = (
+    "calc_curv_fz_imagenet_models", "calc_private_memorization", "loss_v_priv", "renyi_per_instance_sum_compo",
+    "train_dp", "train_fz_models", "sensitivity.compute_sensitivity", "libdata.download", "libdata.tfds_order",
+)  # fmt: skip
+
+
+def count_moments(kill_at: int | None) -> list[int]:
+    """Count the moments that differ on disk; die at one of them.
+
+    They are: before a file is opened for writing, just after (it is there, empty), and before a name is moved, made or
+    removed. What a file operation leaves is what the next moment finds.
+    """
+    passed, lock, busy = [0], threading.Lock(), threading.local()
+
+    def moment(just_opened: str | None = None) -> None:
+        with lock:
+            if passed[0] == kill_at:
+                if just_opened is not None:
+                    os.close(os.open(just_opened, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+                os.kill(os.getpid(), signal.SIGKILL)
+            passed[0] += 1
+
+    def hook(event: str, arguments: tuple) -> None:
+        if getattr(busy, "now", False):
+            return
+        busy.now = True
+        if event in OPERATIONS:
+            moment()
+        elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike) and arguments[2] & WRITING:
+            moment()
+            moment(just_opened=os.fspath(arguments[0]))
+        busy.now = False
+
+    sys.addaudithook(hook)
+    return passed
+
+
+def child(script: str, argv: list[str], prepare: str, kill_at: int | None, out: str, answer: int) -> None:
+    """Run one script as `python script argv` does, with its output in a file."""
+    os.setpgid(0, 0)
+    log = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = [script, *argv]
+    from libdata import cli
+
+    exec(prepare, {})
+    passed = count_moments(kill_at)
+    try:
+        if script.endswith(".py"):
+            runpy.run_path(script, run_name="__main__")
+        else:
+            cli.run(importlib.import_module(script).main)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(answer, str(passed[0]).encode())
+    os._exit(status)
+
+
+def serve() -> None:
+    """Answer requests, each a list of jobs that run at the same time."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    torch.set_num_threads(1)
+    for name in WARM:
+        importlib.import_module(name)
+    from libscores import accounting
+
+    accounting.spent_epsilon = functools.cache(accounting.spent_epsilon)  # its values, found once
+    for epsilon in CALIBRATED:
+        accounting.calibrate_noise_multiplier(epsilon, 1e-5, 0.5, 4, "rdp")
+    for line in sys.stdin:
+        running = []
+        for job in json.loads(line):
+            read, write = os.pipe()
+            after = job.pop("after")
+            process = os.fork()
+            if not process:
+                try:
+                    child(**job, answer=write)
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+                    sys.stderr.flush()
+                    os._exit(99)
+            os.close(write)
+            running.append((process, read, after))
+        reports = []
+        for process, read, after in running:
+            if after is not None:
+                time.sleep(after)
+                os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+            with os.fdopen(read) as pipe:
+                reports.append({"status": os.waitstatus_to_exitcode(status), "moments": int(pipe.read() or 0)})
+        print(json.dumps(reports), file=answers, flush=True)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a script ended: exit status (negative: the signal), moments counted, seconds and its output."""
+
+    status: int
+    moments: int
+    seconds: float
+    output: str
+
+
+class KillServer:
+    """A warm process that runs scripts; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __enter__(self) -> KillServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def run(
+        self, script: str, argv: list[str], *, prepare: str = "", kill_at: int | None = None, after: float | None = None
+    ) -> Ended:
+        """Run a script to its end, or to the moment `kill_at`, or for `after` seconds."""
+        return self._run(1, script, argv, prepare, kill_at, after)[0]
+
+    def run_twice_at_once(self, script: str, argv: list[str], *, prepare: str = "") -> list[Ended]:
+        """Run a script in two processes at the same time."""
+        return self._run(2, script, argv, prepare, None, None)
+
+    def _run(
+        self, count: int, script: str, argv: list[str], prepare: str, kill_at: int | None, after: float | None
+    ) -> list[Ended]:
+        assert self._process.stdin and self._process.stdout
+        logs = [self.folder / f"log{number}" for number in range(count)]
+        job = {"script": script, "argv": argv, "prepare": prepare, "kill_at": kill_at, "after": after}
+        started = time.monotonic()
+        self._process.stdin.write(json.dumps([job | {"out": str(log)} for log in logs]) + "\n")
+        self._process.stdin.flush()
+        reports = json.loads(self._process.stdout.readline())
+        seconds = time.monotonic() - started
+        return [
+            Ended(report["status"], report["moments"], seconds, log.read_text())
+            for report, log in zip(reports, logs, strict=True)
+        ]
+
+
+if __name__ == "__main__":
+    serve()

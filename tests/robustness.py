@@ -1,0 +1,152 @@
+"""docs/robustness.md: what the tests tried, written by the tests (`python -m pytest --write-docs`).
+
+Every kill, fault and bad input is recorded as a row. A row that the committed page does not list fails its test, and so
+does a listed test that is no more. With --write-docs the rows of the tests that ran replace theirs on the page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "robustness.md"
+
+SECTIONS = {
+    "Kills": (
+        "Each script is killed (SIGKILL) at every moment at which what is on disk differs, and at random times, and "
+        "started again. Each time the tree ends byte for byte like that of an undisturbed run (but for the provenance "
+        "in the sidecars, which holds seconds), nothing is left over, and whatever the kill left under a final name "
+        "was whole. Then two processes get the same job at the same time, with the same result. A moment is before "
+        "a file is opened for writing, right after, and before a name is moved, made or removed.",
+        ("script", "moments", "killed at", "killed at random", "different states left"),
+    ),
+    "Faults": (
+        "Earlier results stay as they are, and the same line, once the cause is mended, gives the bytes of an "
+        "undisturbed run.",
+        ("script", "fault", "its answer", "exit status"),
+    ),
+    "Hostile files": (
+        "Files that carry code or lies. None of the code has run.",
+        ("script", "file", "its answer, exit status 2"),
+    ),
+    "Bad input": (
+        "Each is answered by one line on stderr and exit status 2, before any work and with nothing overwritten.",
+        ("script", "given", "its answer"),
+    ),
+}
+HEAD = """# What was tried to break it
+
+Written by the tests: `python -m pytest --write-docs` brings the rows of the tests that ran up to date, and a test fails
+whose rows are not listed here. Paths are shortened to names. The last column is the test.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; `cells` begin with the script and what was tried, which identify it with the test."""
+
+    section: str
+    cells: tuple[str, ...]
+    test: str
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the committed page is compared by: numbers and wordings may differ between machines."""
+        return (self.section, *self.cells[: 1 if self.section == "Kills" else 2], self.test)
+
+    def text(self) -> str:
+        """The line."""
+        return "| " + " | ".join((*self.cells, self.test)) + " |"
+
+
+rows: list[Row] = []
+writing = False
+
+
+def record(section: str, *cells: object) -> None:
+    """Note a row for the running test, which fails if the committed page does not list it."""
+    test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0].split("[")[0].removeprefix("tests/")
+    row = Row(section, tuple(plain(str(cell)) for cell in cells), test)
+    rows.append(row)
+    if not writing:
+        assert row.identity in {listed.identity for listed in read_page()}, (
+            f"{PAGE.name} does not list {row.identity}; write it anew: python -m pytest --write-docs tests/{test}"
+        )
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> None:
+    """Note a bad input by the flags its answer speaks of, or else by what the test is called."""
+    arguments = [str(argument) for argument in (result.args if isinstance(result.args, list) else [result.args])]
+    while arguments[0].startswith(("/", "-m")):
+        arguments.pop(0)
+    answer = result.stderr.strip()
+    flags = [f"{flag} {value}".strip() for flag, value in _flags(arguments[1:]) if flag != "--config"]
+    spoken = [text for text in flags if any(len(word) > 1 and word in answer for word in text.split())]
+    words = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0].split("[")[0].removeprefix("test_")
+    record("Bad input", arguments[0], ", ".join(spoken) or words.replace("_", " "), answer)
+
+
+def _flags(arguments: list[str]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            found.append((argument, ""))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {argument}".strip())
+    return found
+
+
+def plain(text: str) -> str:
+    """Return a cell without machine paths and without what Markdown would take for layout."""
+    text = re.sub(r"[^\s'\"(=:]*/pytest-\d+/(?:popen-gw\d+/)?[^/\s'\"):;,]+/?", "", text)
+    text = re.sub(rf"{re.escape(str(ROOT))}/?|{re.escape(str((ROOT / 'data').resolve()))}/?", "", text)
+    text = " ".join(text.split()).replace("|", "/").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    return text if len(text) <= 240 else text[:239] + "…"
+
+
+def read_page() -> set[Row]:
+    """Return the rows of the committed page."""
+    found: set[Row] = set()
+    section = ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else ():
+        if line.startswith("## "):
+            section = line[3:]
+        elif line.startswith("| ") and line.count(".py::"):
+            *cells, test = line.strip("| ").split(" | ")
+            found.add(Row(section, tuple(cells), test))
+    return found
+
+
+def exists(test: str) -> bool:
+    """Tell whether a listed test is still there."""
+    module, _, name = test.partition("::")
+    path = ROOT / "tests" / module
+    return path.exists() and f"def {name}(" in path.read_text(encoding="utf-8")
+
+
+def write_page(new: list[Row]) -> None:
+    """Replace the rows of the tests that ran, drop those of tests that are no more, keep the others."""
+    ran = {row.test for row in new}
+    kept = {row for row in read_page() if row.test not in ran and exists(row.test)}
+    by_identity = {row.identity: row for row in (*kept, *new)}
+    parts = [HEAD]
+    for section, (text, columns) in SECTIONS.items():
+        chosen = sorted((row for row in by_identity.values() if row.section == section), key=lambda row: row.text())
+        if section == "Kills":
+            text += f" In all: {sum(int(n) for row in chosen for n in row.cells[2:4])} kills."
+        parts.append(f"## {section}\n\n{text}\n")
+        parts.append("\n".join([_line((*columns, "test")), _line(("---",) * (len(columns) + 1))]))
+        parts.append("\n".join(row.text() for row in chosen) + "\n")
+    PAGE.write_text("\n".join(parts[:1]) + "\n" + "\n".join(_joined(parts[1:])), encoding="utf-8")
+
+
+def _joined(parts: list[str]) -> list[str]:
+    return [f"{head}\n{table}\n{body}" for head, table, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)]
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -5,13 +5,13 @@ Real MNIST digits, a small ensemble trained by the shipped scripts, and what Ten
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,14 @@ import numpy as np
 import pytest
 import robustness
 import torch
-from released_files import photo_files, write_cifar100, write_imagenet_index, write_tree
+from released_files import DATA as DATA
+from released_files import ROOT, photo_files, write_cifar100, write_config, write_imagenet_index, write_tree
+from script_cases import Trees, script_trees
 
 from build_fz_imagenet import build_imagenet
 from libdata import cli
-from libdata.config import Config
 from libdata.store import exclusive
 from libscores.curvature import rademacher
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data"
 
 
 def start_script(*args: object, **env: str) -> subprocess.Popen[str]:
@@ -67,15 +65,6 @@ def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) 
     robustness.refused(result)
 
 
-def write_config(folder: Path, **changes: str | Path) -> Path:
-    """Write a configuration whose outputs are in `folder` and whose data are the repository's."""
-    values = {field.name: field.name for field in dataclasses.fields(Config)} | {"data_dir": str(DATA)}
-    values |= {key: str(value) for key, value in changes.items()}
-    path = folder / "config.json"
-    path.write_text(json.dumps(values), encoding="utf-8")
-    return path
-
-
 def tree(folder: Path) -> dict[str, bytes | dict]:
     """Return every file under a folder; sidecars without their provenance, which holds seconds."""
     found: dict[str, bytes | dict] = {}
@@ -111,6 +100,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trees]:
+    """Every script that writes, with what it starts from and what it should leave."""
+    with script_trees(tmp_path_factory.mktemp("scripts")) as found:
+        yield found
 
 
 ENSEMBLE_FLAGS = ("--dataset", "mnist", "--arch", "smallcnn")

@@ -8,10 +8,12 @@ makes hundreds of kills affordable. Started by `KillServer`; requests and answer
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,48 +32,59 @@ WARM = (
 )  # fmt: skip
 
 
-def count_moments(kill_at: int | None) -> list[int]:
-    """Count the moments that differ on disk; die at one of them.
+def count_moments(at: int | None, signum: int, remove: str | None) -> list[int]:
+    """Count the moments that differ on disk; at one of them, send the process a signal or remove a folder.
 
     They are: before a file is opened for writing, just after (it is there, empty), and before a name is moved, made or
     removed. What a file operation leaves is what the next moment finds.
     """
-    passed, lock, busy = [0], threading.Lock(), threading.local()
+    passed, lock, here = [0], threading.Lock(), threading.local()
 
     def moment(just_opened: str | None = None) -> None:
         with lock:
-            if passed[0] == kill_at:
-                if just_opened is not None:
-                    os.close(os.open(just_opened, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-                os.kill(os.getpid(), signal.SIGKILL)
+            now = passed[0]
             passed[0] += 1
+        if now != at:
+            return
+        if remove is not None:
+            shutil.rmtree(remove)
+            return
+        if just_opened is not None:
+            os.close(os.open(just_opened, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+        os.kill(os.getpid(), signum)
 
     def hook(event: str, arguments: tuple) -> None:
-        if getattr(busy, "now", False):
+        if getattr(here, "busy", False):
             return
-        busy.now = True
-        if event in OPERATIONS:
-            moment()
-        elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike) and arguments[2] & WRITING:
-            moment()
-            moment(just_opened=os.fspath(arguments[0]))
-        busy.now = False
+        here.busy = True
+        try:
+            if event in OPERATIONS:
+                moment()
+            elif event == "open" and isinstance(arguments[0], str | os.PathLike) and arguments[2] & WRITING:
+                path = os.fspath(arguments[0])
+                if arguments[1] is not None or path != here.__dict__.get("opening"):  # an opener is announced twice
+                    moment()
+                    moment(just_opened=path)
+                here.opening = path if arguments[1] is not None else None
+        finally:
+            here.busy = False
 
     sys.addaudithook(hook)
     return passed
 
 
-def child(script: str, argv: list[str], prepare: str, kill_at: int | None, out: str, answer: int) -> None:
-    """Run one script as `python script argv` does, with its output in a file."""
+def child(
+    script: str, argv: list[str], prepare: str, at: int | None, signum: int, remove: str | None, out: str, answer: int
+) -> None:
+    """Run one script as `python script argv` does, with its output in two files."""
     os.setpgid(0, 0)
-    log = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for number, name in ((1, out), (2, f"{out}.err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.argv = [script, *argv]
     from libdata import cli
 
     exec(prepare, {})
-    passed = count_moments(kill_at)
+    passed = count_moments(at, signum, remove)
     try:
         if script.endswith(".py"):
             runpy.run_path(script, run_name="__main__")
@@ -102,6 +115,7 @@ def serve() -> None:
     accounting.spent_epsilon = functools.cache(accounting.spent_epsilon)  # its values, found once
     for epsilon in CALIBRATED:
         accounting.calibrate_noise_multiplier(epsilon, 1e-5, 0.5, 4, "rdp")
+    gc.freeze()
     for line in sys.stdin:
         running = []
         for job in json.loads(line):
@@ -132,12 +146,13 @@ def serve() -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a script ended: exit status (negative: the signal), moments counted, seconds and its output."""
+    """How a script ended: exit status (negative: the signal), moments counted, seconds and what it wrote."""
 
     status: int
     moments: int
     seconds: float
     output: str
+    errors: str
 
 
 class KillServer:
@@ -160,28 +175,35 @@ class KillServer:
         self._process.stdout.close()
 
     def run(
-        self, script: str, argv: list[str], *, prepare: str = "", kill_at: int | None = None, after: float | None = None
+        self,
+        script: str,
+        argv: list[str],
+        *,
+        prepare: str = "",
+        at: int | None = None,
+        signum: int = signal.SIGKILL,
+        remove: Path | None = None,
+        after: float | None = None,
     ) -> Ended:
-        """Run a script to its end, or to the moment `kill_at`, or for `after` seconds."""
-        return self._run(1, script, argv, prepare, kill_at, after)[0]
+        """Run a script; kill it `after` seconds, or at a moment send it a signal or remove a folder."""
+        kind = {"prepare": prepare, "at": at, "signum": int(signum), "remove": remove and str(remove), "after": after}
+        return self._run(1, {"script": script, "argv": argv, **kind})[0]
 
     def run_twice_at_once(self, script: str, argv: list[str], *, prepare: str = "") -> list[Ended]:
         """Run a script in two processes at the same time."""
-        return self._run(2, script, argv, prepare, None, None)
+        kind = {"prepare": prepare, "at": None, "signum": 0, "remove": None, "after": None}
+        return self._run(2, {"script": script, "argv": argv, **kind})
 
-    def _run(
-        self, count: int, script: str, argv: list[str], prepare: str, kill_at: int | None, after: float | None
-    ) -> list[Ended]:
+    def _run(self, count: int, job: dict[str, object]) -> list[Ended]:
         assert self._process.stdin and self._process.stdout
         logs = [self.folder / f"log{number}" for number in range(count)]
-        job = {"script": script, "argv": argv, "prepare": prepare, "kill_at": kill_at, "after": after}
         started = time.monotonic()
         self._process.stdin.write(json.dumps([job | {"out": str(log)} for log in logs]) + "\n")
         self._process.stdin.flush()
         reports = json.loads(self._process.stdout.readline())
         seconds = time.monotonic() - started
         return [
-            Ended(report["status"], report["moments"], seconds, log.read_text())
+            Ended(report["status"], report["moments"], seconds, log.read_text(), Path(f"{log}.err").read_text())
             for report, log in zip(reports, logs, strict=True)
         ]
 

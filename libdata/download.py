@@ -8,6 +8,7 @@ files that are there and damaged are reported, never replaced.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import shutil
@@ -135,7 +136,8 @@ def _download_cifar(kind: type[tv.CIFAR10], data_dir: Path) -> bool:
             try:
                 download_url(kind.url, str(scratch), filename=kind.filename, md5=kind.tgz_md5)
             except (OSError, RuntimeError) as error:
-                raise InputError(f"cannot download {kind.url}: {error}; check the network") from error
+                hint = "" if getattr(error, "errno", None) == errno.ENOSPC else "; check the network"
+                raise InputError(f"cannot download {kind.url}: {error}{hint}") from error
             for name, content in _members(scratch / kind.filename, kind.base_folder, expected).items():
                 write_atomic(folder / name, content)
     return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,8 @@ class Row:
 
     def text(self) -> str:
         """The line."""
-        return "| " + " | ".join((*self.cells, self.test)) + " |"
+        cells = (f"`{cell}`" if re.search(r"[_*<]|--", cell) else cell for cell in self.cells)
+        return _line((*cells, self.test))
 
 
 rows: list[Row] = []
@@ -104,7 +106,8 @@ def plain(text: str) -> str:
     """Return a cell without machine paths and without what Markdown would take for layout."""
     text = re.sub(r"[^\s'\"(=:]*/pytest-\d+/(?:popen-gw\d+/)?[^/\s'\"):;,]+/?", "", text)
     text = re.sub(rf"{re.escape(str(ROOT))}/?|{re.escape(str((ROOT / 'data').resolve()))}/?", "", text)
-    text = " ".join(text.split()).replace("|", "/").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    text = re.sub(r"(127\.0\.0\.1):\d+/inputs/", r"\1/", text)
+    text = " ".join(text.split()).replace("|", "/").replace("`", "'")
     return text if len(text) <= 240 else text[:239] + "…"
 
 
@@ -117,7 +120,7 @@ def read_page() -> set[Row]:
             section = line[3:]
         elif line.startswith("| ") and line.count(".py::"):
             *cells, test = line.strip("| ").split(" | ")
-            found.add(Row(section, tuple(cells), test))
+            found.add(Row(section, tuple(cell.strip("`") for cell in cells), test))
     return found
 
 
@@ -138,14 +141,9 @@ def write_page(new: list[Row]) -> None:
         chosen = sorted((row for row in by_identity.values() if row.section == section), key=lambda row: row.text())
         if section == "Kills":
             text += f" In all: {sum(int(n) for row in chosen for n in row.cells[2:4])} kills."
-        parts.append(f"## {section}\n\n{text}\n")
-        parts.append("\n".join([_line((*columns, "test")), _line(("---",) * (len(columns) + 1))]))
-        parts.append("\n".join(row.text() for row in chosen) + "\n")
-    PAGE.write_text("\n".join(parts[:1]) + "\n" + "\n".join(_joined(parts[1:])), encoding="utf-8")
-
-
-def _joined(parts: list[str]) -> list[str]:
-    return [f"{head}\n{table}\n{body}" for head, table, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)]
+        table = [_line((*columns, "test")), _line(("---",) * (len(columns) + 1)), *(row.text() for row in chosen)]
+        parts.append(f"## {section}\n\n{textwrap.fill(text, 120)}\n\n" + "\n".join(table) + "\n")
+    PAGE.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _line(cells: tuple[str, ...]) -> str:

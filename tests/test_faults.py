@@ -81,7 +81,8 @@ def test_full_and_read_only_disks(trees: Trees, small_disk: Path, name: str) -> 
     with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(2**20))
-    os.truncate(filler, (filler.stat().st_size - 1) // 4096 * 4096)  # room for one small file
+    room = 0 if "--overwrite" in argv else 4096  # for one small file; an overwritten one makes room itself
+    os.truncate(filler, filler.stat().st_size // 4096 * 4096 - room)
     answers_one_line("full disk", "No space left on device")
     assert not any(Path(path).name.endswith(".tmp") and content for path, content in snapshot(work).items())
     filler.unlink()
@@ -131,6 +132,17 @@ def test_a_stop_saves_the_epoch(trees: Trees, tmp_path: Path) -> None:
     assert read_checkpoint(state)["epochs_done"] == 1
     assert trees.server.run(script, argv).status == 0
     assert files(snapshot(tmp_path)) == files(snapshot(trees.whole("train")))
+
+
+def test_the_state_of_other_settings_is_refused(trees: Trees, tmp_path: Path) -> None:
+    trees.begin("private", tmp_path)
+    script, argv = trees.line("private", tmp_path)
+    assert trees.server.run(script, argv, at=16).status == -signal.SIGKILL
+    before = snapshot(tmp_path)
+    assert_refused(run_script(script, *argv, "--lr", 0.5), "state.pt", "optimization.lr: 0.001 there, 0.5 asked for")
+    assert files(snapshot(tmp_path)).items() <= files(before).items()
+    assert run_script(script, *argv, "--resume").returncode == 0
+    assert files(snapshot(tmp_path)) == files(snapshot(trees.whole("private")))
 
 
 def test_stages_already_trained_are_measured_after_a_stop(trees: Trees, tmp_path: Path) -> None:

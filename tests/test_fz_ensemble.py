@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import shutil
 import time
 from pathlib import Path
@@ -99,41 +97,6 @@ def test_split_over_jobs_gives_the_same_bytes(ensemble: Path, tmp_path: Path) ->
         assert run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3", *span).returncode == 0
     for folder in ("fz_model_dir", "score_dir"):
         assert tree(tmp_path / folder) == tree(ensemble / folder)
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(ensemble: Path, tmp_path: Path) -> None:
-    config, rng = write_config(tmp_path), random.Random(4)
-    commands = {
-        "fz_model_dir": ["train_fz_models.py", *TRAIN_FLAGS, "--stop_run", 6, "--save_every", 0, "--config", config],
-        "score_dir": ["calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", 3, "--config", config],
-    }
-    for folder, command in commands.items():
-        target = tmp_path / folder
-
-        def times(target: Path = target) -> list[tuple[Path, int]]:
-            found = []
-            for path in target.rglob("*"):
-                with contextlib.suppress(FileNotFoundError):  # a temporary file that has just been renamed
-                    found.append((path, path.stat().st_mtime_ns))
-            return found
-
-        kills = 0
-        for _ in range(4):
-            process = start_script(*command)
-            before = times()
-            while times() == before and process.poll() is None:
-                time.sleep(0.001)
-            time.sleep(rng.random() * 0.3)
-            kills += process.poll() is None
-            process.kill()
-            process.wait()
-            for path in target.rglob("*.np[yz]"):
-                np.load(path, allow_pickle=False)
-        assert kills > 0
-        result = run_script(*command)
-        assert result.returncode == 0, result.stderr
-        assert tree(target) == tree(ensemble / folder)
 
 
 def test_state_of_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path) -> None:

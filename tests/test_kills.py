@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -107,3 +111,58 @@ def check_sidecars(work: Path, case: Case, start: dict[str, Any]) -> None:
         if any(word in case.script for word in ("train", "calc_curv", "compute_", "loss_v", "subset_")):
             assert any("seed" in key for key in flatten(content["settings"])), path
     assert made or "download" in case.script or "build" in case.script or "--overwrite" in case.argv
+
+
+@pytest.mark.slow
+def test_killed_conversion_ends_the_same(trees: Trees, released: Path, tmp_path: Path) -> None:
+    """Each start of TensorFlow takes seconds: the kills follow each other, at the moments that differ most."""
+    source, whole = str(released / "small_inception"), tmp_path / "whole"
+    undisturbed = trees.server.run("libmodels.tf_checkpoint", [source, str(whole / "run.pt")])
+    assert undisturbed.status == 0, undisturbed.errors
+    line = ("libmodels.tf_checkpoint", [source, str(tmp_path / "killed" / "run.pt")])
+    tried = (2, 3, undisturbed.moments - 2, undisturbed.moments - 1)
+    for moment in tried:
+        ended = trees.server.run(*line, at=moment)
+        assert ended.status in (-signal.SIGKILL, 0), ended.errors
+        check_whole(snapshot(tmp_path / "killed"), [snapshot(whole)], tmp_path / "killed")
+    ended = trees.server.run(*line)
+    assert ended.status == 0, ended.errors
+    assert snapshot(tmp_path / "killed") == snapshot(whole)
+    record("Kills", line[0], undisturbed.moments, len(tried), 0, len(tried))
+
+
+@pytest.mark.slow
+def test_killed_notebook_is_whole_or_absent(tmp_path: Path) -> None:
+    """The script and all it started are killed; executed notebooks hold times, so bytes are not compared."""
+    notebook = tmp_path / "one.ipynb"
+    cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": "6 * 7"}
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    notebook.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    folder = tmp_path / "figures"
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def start() -> subprocess.Popen[str]:
+        command = ["sh", str(ROOT / "scripts/run_notebook.sh"), str(notebook), str(folder)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=os.environ | path, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+    def parts() -> list[str]:
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    killed = 0
+    for wanted in ("one.ipynb", "one.html"):
+        process = start()
+        while not [part for part in parts() if part.startswith(".one.") and part.endswith(wanted)]:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        assert not {"one.ipynb", "one.html"} & set(parts())
+    process = start()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert parts() == ["one.html", "one.ipynb"]
+    assert json.loads((folder / "one.ipynb").read_text())["cells"][-1]["outputs"][0]["data"]["text/plain"] == "42"
+    assert (folder / "one.html").read_text().rstrip().endswith("</html>")
+    record("Kills", "scripts/run_notebook.sh", "-", 0, killed, "-")

@@ -183,10 +183,13 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         _say_and_exit("interrupted; run the same command again to go on", 130)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's; this module does without PyTorch
-            raise
-        flags = "--batch_size or --max_physical_batch_size"
-        _say_and_exit(f"error: the GPU is out of memory, try a smaller {flags}: {error}", 2)
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's; this module does without PyTorch
+            flags = "--batch_size or --max_physical_batch_size"
+            _say_and_exit(f"error: the GPU is out of memory, try a smaller {flags}: {reason}", 2)
+        if "does not have a deterministic implementation" in reason:
+            _say_and_exit(f"error: not with --deterministic on this device: {reason}", 2)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(0)

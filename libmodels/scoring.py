@@ -100,7 +100,8 @@ def score_model(
             return False
         network = model if isinstance(model, nn.Module) else model()
         if recorded is not None:
-            check_agreement(correctness(network, data.images, data.labels, args, device), recorded, model_name)
+            correct = correctness(network, model_name, data.images, data.labels, args, device)
+            check_agreement(correct, recorded, model_name)
         started = time.monotonic()
         with cli.progress(len(data), model_name, "examples") as bar:
             scores = score_batch(
@@ -173,7 +174,7 @@ def _in_memory(work: Callable[[int], Result], args: cli.Namespace, model_name: s
 
 
 def correctness(
-    model: nn.Module, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
+    model: nn.Module, model_name: str, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
 ) -> np.ndarray:
     """Return whether a network classifies each example correctly, bool (N,); only a batch is on the device."""
     model.to(device)
@@ -182,7 +183,7 @@ def correctness(
         batches = zip(images.split(size), labels.split(size), strict=True)
         return np.concatenate([predict(model, x.to(device), y.to(device), size)[0] for x, y in batches])
 
-    return _in_memory(classify, args, "checking a model")
+    return _in_memory(classify, args, model_name)
 
 
 def check_agreement(correct: np.ndarray, recorded: np.ndarray, model_name: str, *, spread: float = 0.0) -> None:

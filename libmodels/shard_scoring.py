@@ -132,7 +132,7 @@ def _score_file(
     columns: dict[str, list[np.ndarray]] = {"index": [], "curvature": [], "trace": [], "correct": []}
     for batch in stream(path, order.labels, batch_size=args.batch_size, pool=pool):
         columns["index"].append(batch.index)
-        columns["correct"].append(correctness(model, batch.images, batch.labels, args, device))
+        columns["correct"].append(correctness(model, model_name, batch.images, batch.labels, args, device))
         scores = score_batch(model, model_name, batch.images, batch.labels, batch.index, args, device, progress)
         columns["curvature"].append(scores.curvature)
         columns["trace"].append(scores.trace)

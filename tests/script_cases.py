@@ -157,19 +157,19 @@ TRAIN = (*KIND, "--subset", "40", "--epochs", "2", "--stop_run", "2", "--save_ev
 OVERWRITE = (*KIND, "--n_probes", "2", "--overwrite", "--stop_run", "1")
 COSTS = "{work}/sensitivity_dir/compo_res/compo_res_all"
 CASES = {
-    "train": Case("train_fz_models.py", TRAIN),
-    "curvature": Case("calc_curv_fz_models.py", (*KIND, "--n_probes", "1"), "train", every=2),
+    "train": Case("train_fz_models.py", TRAIN, every=2),
+    "curvature": Case("calc_curv_fz_models.py", (*KIND, "--n_probes", "1"), "train", every=3),
     "curvature again": Case("calc_curv_fz_models.py", OVERWRITE, "curvature", every=2),
     "subsets": Case(
         "scripts/make_memorization_subsets.py", (*KIND, "--top_k", "4", "--seeds", "0", "1"), "train"
     ),
-    "private": Case("train_dp.py", (*DP, "--epsilon", "5", "--epochs", "2")),
+    "private": Case("train_dp.py", (*DP, "--epsilon", "5", "--epochs", "2"), every=2),
     "private curvature": Case(
-        "calc_curv_private_models.py", (*KIND, "--n_probes", "1", "--seed", "0"), "family", every=4
+        "calc_curv_private_models.py", (*KIND, "--n_probes", "1", "--seed", "0"), "family", every=6
     ),
-    "loss": Case("loss_v_priv.py", KIND, "family", every=3, randomly=2),
-    "memorization": Case("calc_private_memorization.py", KIND, "family", every=3, randomly=2),
-    "norms": Case("sensitivity/compute_sensitivity.py", POINTS, every=2),
+    "loss": Case("loss_v_priv.py", KIND, "family", every=5, randomly=2),
+    "memorization": Case("calc_private_memorization.py", KIND, "family", every=5, randomly=2),
+    "norms": Case("sensitivity/compute_sensitivity.py", POINTS, every=3),
     "accounting": Case("renyi_per_instance_sum_compo.py", RESULTS, "runs"),
     "single steps": Case("sensitivity/eps_delta.py", RESULTS, "runs"),
     "joined": Case("sensitivity/res/res_concat.py", RESULTS, "runs"),
@@ -185,7 +185,7 @@ CASES = {
     ),
     "ImageNet": Case(
         "calc_curv_fz_imagenet_models.py",
-        ("--stop_idx", "0", "--n_probes", "1", "--workers", "1"), make=resnet50, every=10, randomly=1,
+        ("--stop_idx", "0", "--n_probes", "1", "--workers", "1"), make=resnet50, every=14, randomly=1,
     ),
     "download": Case("libdata.download", ("fashionmnist",), make=fashion, prepare=FASHION),
     "unpacking": Case("libdata.download", ("cifar10",), make=archive, prepare=ARCHIVE),

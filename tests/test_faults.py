@@ -91,6 +91,20 @@ def test_full_and_read_only_disks(trees: Trees, small_disk: Path, name: str) -> 
     assert files(snapshot(work)) == whole
 
 
+def test_a_limit_on_file_sizes(trees: Trees, tmp_path: Path) -> None:
+    """Stands for a full disk where nothing can be mounted."""
+    trees.begin("train", tmp_path)
+    script, argv = trees.line("train", tmp_path)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    ended = trees.server.run(script, argv, prepare=limit)
+    line = last_line(ended)
+    assert ended.status == 2 and "state.pt: cannot write: File too large" in line, line
+    assert not list(tmp_path.rglob(".*.tmp"))
+    record("Faults", script, "limit on file sizes", line, 2)
+    assert trees.server.run(script, argv).status == 0
+    assert files(snapshot(tmp_path)) == files(snapshot(trees.whole("train")))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_output_folder_removed_midway(trees: Trees, tmp_path: Path, name: str) -> None:
     work, prepare = tmp_path / "work", trees.prepare(name)
@@ -204,11 +218,19 @@ def test_a_full_gpu_gets_half_batches_once(tmp_path: Path, capsys: pytest.Captur
     assert not list((tmp_path / "none").rglob("*.np?"))
 
 
-def test_a_full_gpu_in_training_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_gpu_cannot_do_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: SmallMemory(1)(torch.zeros(2, 784)))
     line = capsys.readouterr().err
     assert stop.value.code == 2 and line.count("\n") == 1 and "--batch_size" in line
+
+    def no_such_kernel() -> None:
+        raise RuntimeError("pool_backward_cuda does not have a deterministic implementation, but you set ...\nmore")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(no_such_kernel)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1 and "not with --deterministic on this device" in line
     with pytest.raises(RuntimeError, match="shapes"):  # any other error of PyTorch is a fault of ours and stays whole
         cli.run(lambda: SmallMemory(9)(torch.zeros(2, 7)))
 

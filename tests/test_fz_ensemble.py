@@ -147,7 +147,8 @@ def test_train_refuses_bad_input_before_any_work(tmp_path: Path, flags: list[str
     "flags", [["--h", "0"], ["--h", "-0.1"], ["--n_probes", "0"], ["--temp", "0"], ["--device", "cuda:7"]]
 )
 def test_score_refuses_bad_input_before_any_work(ensemble: Path, tmp_path: Path, flags: list[str]) -> None:
-    config = write_config(tmp_path, fz_model_dir=str(ensemble / "fz_model_dir"))
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir")
+    config = write_config(tmp_path)
     assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, *flags, "--config", config), *flags[1:])
     assert not (tmp_path / "score_dir").exists()
 
@@ -202,7 +203,7 @@ def test_an_ensemble_without_runs_is_refused(ensemble: Path, tmp_path: Path) -> 
     assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), "no such ensemble")
     (tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0").mkdir(parents=True)
     assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), "no finished run")
-    config = write_config(tmp_path, fz_model_dir=str(ensemble / "fz_model_dir"))
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir", dirs_exist_ok=True)
     result = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--start_run", "6", "--config", config)
     assert_refused(result, "no finished run")
 

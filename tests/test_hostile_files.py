@@ -168,6 +168,7 @@ def test_arrays_with_code(run_folder: Path, tmp_path: Path) -> None:
     npz(path, anything_else=pickled_array(tmp_path / "marker"))
     refused(SCORE, tmp_path, ".npz with code under another name", path, "anything_else", "mkdir")
     index = tmp_path / "imagenet_index.npz"
+    write_config(tmp_path, imagenet_index=index.name)
     npz(index, tr_filenames=pickled_array(tmp_path / "marker"), tr_labels=array_bytes(np.zeros(1, int)))
     refused(("build_fz_imagenet/build_imagenet.py",), tmp_path, "imagenet_index.npz with code", index, "mkdir")
 

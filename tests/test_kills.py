@@ -163,6 +163,6 @@ def test_killed_notebook_is_whole_or_absent(tmp_path: Path) -> None:
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert parts() == ["one.html", "one.ipynb"]
-    assert json.loads((folder / "one.ipynb").read_text())["cells"][-1]["outputs"][0]["data"]["text/plain"] == "42"
+    assert json.loads((folder / "one.ipynb").read_text())["cells"][-1]["outputs"][0]["data"]["text/plain"] == ["42"]
     assert (folder / "one.html").read_text().rstrip().endswith("</html>")
     record("Kills", "scripts/run_notebook.sh", "-", 0, killed, "-")

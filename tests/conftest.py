@@ -55,14 +55,19 @@ def run_script(script: str, *args: object, **env: str) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(command, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) -> None:
-    """Check for exit status 2 and one line on stderr that names everything in `mentions`; list it in the docs."""
+def assert_refused(
+    result: subprocess.CompletedProcess[str], *mentions: object, section: str = "Bad input", what: str = ""
+) -> None:
+    """Check for exit status 2 and one line on stderr that names everything in `mentions`.
+
+    It is listed in docs/robustness.md, as `what` in a section, by default by its flags under bad input.
+    """
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     for text in mentions:
         assert str(text) in lines[0], lines[0]
-    robustness.refused(result)
+    robustness.refused(result, section, what)
 
 
 def tree(folder: Path) -> dict[str, bytes | dict]:

@@ -18,11 +18,12 @@ PAGE = ROOT / "docs" / "robustness.md"
 
 SECTIONS = {
     "Kills": (
-        "Each script is killed (SIGKILL) at every moment at which what is on disk differs, and at random times, and "
-        "started again. Each time the tree ends byte for byte like that of an undisturbed run (but for the provenance "
-        "in the sidecars, which holds seconds), nothing is left over, and whatever the kill left under a final name "
-        "was whole. Then two processes get the same job at the same time, with the same result. A moment is before "
-        "a file is opened for writing, right after, and before a name is moved, made or removed.",
+        "Each script is killed (SIGKILL) at the moments at which what is on disk differs (at all of them, or at evenly "
+        "spaced ones where a run takes long), and at random times, and started again. Each time the tree ends byte for "
+        "byte like that of an undisturbed run (but for the provenance in the sidecars, which holds seconds), nothing "
+        "is left over, and whatever the kill left under a final name was whole. Then two processes get the same job at "
+        "the same time, with the same result. A moment is before a file is opened for writing, right after, and "
+        "before a name is moved, made or removed.",
         ("script", "moments", "killed at", "killed at random", "different states left"),
     ),
     "Faults": (
@@ -80,26 +81,34 @@ def record(section: str, *cells: object) -> None:
         )
 
 
-def refused(result: subprocess.CompletedProcess[str]) -> None:
-    """Note a bad input by the flags its answer speaks of, or else by what the test is called."""
-    arguments = [str(argument) for argument in (result.args if isinstance(result.args, list) else [result.args])]
+def refused(result: subprocess.CompletedProcess[str], section: str, what: str) -> None:
+    """Note a refusal, by `what` was tried or else by the flags its answer speaks of or what the test is called."""
+    arguments = [str(argument) for argument in result.args]
     while arguments[0].startswith(("/", "-m")):
         arguments.pop(0)
     answer = result.stderr.strip()
-    flags = [f"{flag} {value}".strip() for flag, value in _flags(arguments[1:]) if flag != "--config"]
-    spoken = [text for text in flags if any(len(word) > 1 and word in answer for word in text.split())]
-    words = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0].split("[")[0].removeprefix("test_")
-    record("Bad input", arguments[0], ", ".join(spoken) or words.replace("_", " "), answer)
+    status = (str(result.returncode),) if section == "Faults" else ()
+    record(section, arguments[0], what or _spoken_of(arguments[1:], answer) or _test_in_words(), answer, *status)
 
 
-def _flags(arguments: list[str]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _spoken_of(arguments: list[str], answer: str) -> str:
+    flags: dict[str, str] = {}
     for argument in arguments:
         if argument.startswith("--"):
-            found.append((argument, ""))
-        elif found:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {argument}".strip())
-    return found
+            flags[argument] = ""
+        elif flags:
+            flags[list(flags)[-1]] += f" {argument}"
+    named = [flag for flag in flags if re.search(rf"(?<![\w/]){flag[2:].replace('-', '[-_]')}(?![\w/])", answer)]
+    words = re.findall(r"(?<![\w/.-])[\w./-]+(?![\w/])", answer)
+    valued = [flag for flag, value in flags.items() if len(value) > 2 and Path(value.split()[-1]).name in words]
+    return ", ".join(f"{flag}{flags[flag]}" for flag in named or valued[-1:] if flag != "--config")
+
+
+def _test_in_words() -> str:
+    test = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].rsplit(" ", 1)[0]
+    name, _, parameter = test.removeprefix("test_").removesuffix("]").partition("[")
+    told = parameter and not re.fullmatch(r"[a-z_]+\d+(-[a-z_]+\d+)*", parameter)
+    return name.replace("_", " ") + (f": {parameter}" if told else "")
 
 
 def plain(text: str) -> str:
@@ -107,6 +116,7 @@ def plain(text: str) -> str:
     text = re.sub(r"[^\s'\"(=:]*/pytest-\d+/(?:popen-gw\d+/)?[^/\s'\"):;,]+/?", "", text)
     text = re.sub(rf"{re.escape(str(ROOT))}/?|{re.escape(str((ROOT / 'data').resolve()))}/?", "", text)
     text = re.sub(r"(127\.0\.0\.1):\d+/inputs/", r"\1/", text)
+    text = re.sub(r"0x[0-9a-f]{6,}", "0x...", text)
     text = " ".join(text.split()).replace("|", "/").replace("`", "'")
     return text if len(text) <= 240 else text[:239] + "…"
 
@@ -135,10 +145,10 @@ def write_page(new: list[Row]) -> None:
     """Replace the rows of the tests that ran, drop those of tests that are no more, keep the others."""
     ran = {row.test for row in new}
     kept = {row for row in read_page() if row.test not in ran and exists(row.test)}
-    by_identity = {row.identity: row for row in (*kept, *new)}
+    every = {*kept, *new}
     parts = [HEAD]
     for section, (text, columns) in SECTIONS.items():
-        chosen = sorted((row for row in by_identity.values() if row.section == section), key=lambda row: row.text())
+        chosen = sorted((row for row in every if row.section == section), key=lambda row: row.text())
         if section == "Kills":
             text += f" In all: {sum(int(n) for row in chosen for n in row.cells[2:4])} kills."
         table = [_line((*columns, "test")), _line(("---",) * (len(columns) + 1)), *(row.text() for row in chosen)]

@@ -251,14 +251,12 @@ def test_nan_is_stopped_and_named(ensemble: Path, tmp_path: Path) -> None:
         "--config",
         config,
     )
-    line = result.stderr.strip()
-    assert_refused(result, "mnist_smallcnn_eps_5_seed_0", "not finite at step 50", "--lr")
-    record("Faults", "train_dp.py", "the loss becomes NaN", line, 2)
+    nan = {"section": "Faults", "what": "the loss becomes NaN"}
+    assert_refused(result, "mnist_smallcnn_eps_5_seed_0", "not finite at step 50", "--lr", **nan)
     assert not list(tmp_path.rglob("model.pt"))
 
     result = run_script("train_fz_models.py", *TRAIN_FLAGS, "--lr", "1e38", "--stop_run", 1, "--config", config)
-    assert_refused(result, "run 0: the loss is not finite in epoch", "--lr")
-    record("Faults", "train_fz_models.py", "the loss becomes NaN", result.stderr.strip(), 2)
+    assert_refused(result, "run 0: the loss is not finite in epoch", "--lr", **nan)
 
     root = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0"
     for part in ("aux_arrays.npz", "checkpoints/model.pt"):
@@ -269,8 +267,8 @@ def test_nan_is_stopped_and_named(ensemble: Path, tmp_path: Path) -> None:
     content["state_dict"]["classifier.2.bias"][3] = torch.nan
     torch.save(content, path)
     result = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", 1, "--config", config)
-    assert_refused(result, path, "'classifier.2.bias' holds a value that is not finite")
-    record("Faults", "calc_curv_fz_models.py", "weights with NaN", result.stderr.strip(), 2)
+    nan["what"] = "weights with NaN"
+    assert_refused(result, path, "'classifier.2.bias' holds a value that is not finite", **nan)
 
     content["state_dict"]["classifier.2.bias"][3] = 0
     content["state_dict"]["features.0.weight"].fill_(3e38)

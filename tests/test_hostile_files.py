@@ -58,10 +58,8 @@ def refused(command: tuple, folder: Path, what: str, *mentions: object, **env: s
     """Check that a script refuses a file, that nothing ran and that nothing was kept."""
     before = tree(folder)
     result = run_script(command[0], *command[1:], "--config", folder / "config.json", **env)
-    assert_refused(result, *mentions)
+    assert_refused(result, *mentions, section="Hostile files", what=what)
     assert not (folder / "marker").exists() and tree(folder) == before
-    script = "libdata.download" if command[0] == "-m" else command[0]
-    record("Hostile files", script, what, result.stderr.strip())
 
 
 def checkpoint_with_code(path: Path, marker: Path) -> None:

@@ -45,7 +45,7 @@ def test_an_unlisted_row_fails_its_test(tmp_path: Path, monkeypatch: pytest.Monk
         ["train_dp.py", "--lr", "-1", "--config", "c.json"], 2, "", f"{tmp_path}/x: --lr: -1"
     )
     with pytest.raises(AssertionError, match="does not list"):
-        robustness.refused(result)
+        robustness.refused(result, "Bad input", "")
     assert robustness.rows[0].cells == ("train_dp.py", "--lr -1", "x: --lr: -1")
     robustness.write_page(robustness.rows)
-    robustness.refused(result)
+    robustness.refused(result, "Bad input", "")

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring_options(parser)
     args = parser.parse_args(argv)
 
-    config, device = load_config(args.config), resolve_device(args.device)
+    config = load_config(args.config)
+    device = resolve_device(args.device, deterministic=args.deterministic)
     root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
     data: Dataset | None = None
     with TensorFlowReader() as reader:

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring_options(parser)
     args = parser.parse_args(argv)
 
-    config, device = load_config(args.config), resolve_device(args.device)
+    config = load_config(args.config)
+    device = resolve_device(args.device, deterministic=args.deterministic)
     for private in find_private_models(config.private_model_dir, args):
         checkpoint = private.file()
         model, spec = load_model(checkpoint)

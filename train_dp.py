@@ -27,7 +27,7 @@ from libdata.fz import RunArrays
 from libdata.private_models import private_model_name
 from libdata.store import Output, arrays_bytes, exclusive, provenance
 from libmodels.checkpoints import model_bytes
-from libmodels.devices import resolve_device
+from libmodels.devices import describe_device, resolve_device
 from libmodels.dp_options import EpochLog, add_dp_options, dp_settings, load_study, plan_privacy, settings_of
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
 from libmodels.training import example_losses, predict
@@ -48,7 +48,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model if it is not there yet."""
     args = parse(argv)
-    config, device = load_config(args.config), resolve_device(args.device)
+    config = load_config(args.config)
+    device = resolve_device(args.device, deterministic=args.deterministic)
     study = load_study(args, config.data_dir)
     model = seeded_model(study.spec, args.seed).to(device)
     folder = config.private_model_dir / private_model_name(args.dataset, args.arch, args.epsilon, args.suffix)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         outcome = {"test_loss": float(test_loss.mean(dtype=float)), "test_accuracy": float(test_correct.mean())}
         seconds = round(time.monotonic() - started, 3)
-        made_by = provenance(device=str(device), seconds=seconds, privacy=privacy, outcome=outcome)
+        made_by = provenance(**describe_device(device), seconds=seconds, privacy=privacy, outcome=outcome)
         arrays.save(arrays_bytes(**result.to_dict(), loss_test=test_loss), made_by)
         weights.save(model_bytes(model, study.spec, privacy=privacy), made_by)
         state.remove()

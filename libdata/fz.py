@@ -6,7 +6,6 @@ on a random subset of the data and keeps which examples it saw and whether it cl
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,18 +151,7 @@ def read_run(directory: Path) -> RunArrays:
             wrong type, length or range; the message names the file, key and value.
     """
     path = directory / "aux_arrays.npz"
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                try:
-                    arrays[key] = file[key]
-                except ValueError as error:
-                    raise InputError(f"{path}: key {key!r} cannot be read: {error}") from error
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{path}: cannot read the run: {error}") from error
+    arrays = safe_pickle.load_npz(path)
     for key in _REQUIRED:
         if key not in arrays:
             raise InputError(f"{path}: key {key!r} is missing; it holds {', '.join(sorted(arrays)) or 'nothing'}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from libdata import safe_pickle
 from libdata.errors import InputError
 
 
@@ -53,9 +54,7 @@ def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
 def load_array(path: str | Path) -> np.ndarray:
     """Read an .npy file without unpickling."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot read the array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: expected a single .npy array")
-    return array
+        with open(path, "rb") as file:
+            return safe_pickle.load_npy(file, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the array: {error.strerror}") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from libdata import cli
+from libdata import cli, safe_pickle
 from libdata.errors import InputError
 from libdata.fz import RunArrays, read_run
 from libdata.store import file_sha256, flatten, read_sidecar
@@ -67,9 +67,17 @@ class PrivateModel:
         return read_run(self.folder)
 
     def test_losses(self) -> np.ndarray:
-        """Read the loss of every test example, (N,)."""
-        with np.load(self.file("aux_arrays.npz"), allow_pickle=False) as arrays:
-            return arrays["loss_test"]
+        """Read the loss of every test example, (N,).
+
+        Raises:
+            InputError: The file is damaged, or a loss is not finite.
+        """
+        path = self.file("aux_arrays.npz")
+        losses = safe_pickle.load_npz(path, ["loss_test"])["loss_test"]
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            raise InputError(f"{path}: key 'loss_test' is {losses[bad[0]]} for test example {bad[0]}")
+        return losses
 
     def file(self, name: str = "model.pt") -> Path:
         """Return one of its files after checking it against its sidecar.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from libdata.errors import InputError
 from libdata.sensitivity_results import DISTANCE, SensitivityResults, table_bytes
+from libdata.store import write_atomic
 
 RUN = "run"
 
@@ -42,11 +42,11 @@ def split(paths: Sequence[Path], results: SensitivityResults, directory: Path) -
     for row in rows:
         groups.setdefault((row[run], int(float(row[point]))), []).append(row)
     for (name, position), group in groups.items():
-        _write_whole(directory / f"res_run{name}_point{position}.csv", _csv_bytes(header, group))
+        write_atomic(directory / f"res_run{name}_point{position}.csv", _csv_bytes(header, group), durable=False)
     average = results.columns[DISTANCE].mean(axis=0).T
     for position, curve in zip(results.points.tolist(), average, strict=True):
         columns = {"step": results.steps, "point": np.full(curve.size, position), DISTANCE: curve}
-        _write_whole(directory / f"res_runA_point{position}.csv", table_bytes(columns))
+        write_atomic(directory / f"res_runA_point{position}.csv", table_bytes(columns), durable=False)
     everything = {
         "step": np.tile(results.steps, results.points.size),
         "point": np.repeat(results.points, results.steps.size),
@@ -90,9 +90,3 @@ def _csv_bytes(header: list[str], rows: Iterable[list[str]]) -> bytes:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

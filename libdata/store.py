@@ -14,10 +14,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,33 +26,57 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from libdata import safe_pickle
 from libdata.errors import InputError
 
 _PACKAGES = ("torch", "torchvision", "opacus", "numpy", "scipy")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that its final name only ever shows the whole content."""
+def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that its final name only ever shows the whole content.
+
+    A symbolic link under the final name is replaced, what it points to is left alone.
+
+    Args:
+        path: The file; its directory is there.
+        content: What to write.
+        durable: Wait until the disk has it, so that it also survives a power failure.
+
+    Raises:
+        InputError: It cannot be written; what was there before is still there.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=_open_no_link) as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write: {error.strerror}") from error
+        if durable:
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot write: {error.strerror}") from error
+        raise
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Create a directory and hold its lock; a second process waits here until the first has finished."""
+    """Create a directory and hold its lock; a second process waits here until the first has finished.
+
+    Whatever a killed process left under a name such as .x.tmp is removed.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +89,10 @@ def exclusive(directory: Path) -> Iterator[None]:
             print(f"{directory}: another process is at work here, waiting for it", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
         for leftover in directory.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)
@@ -192,10 +220,7 @@ def load_scores(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
         raise InputError(f"{path}: the content does not match the sha256 in its sidecar; delete both and score again")
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False), sidecar
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not an array of plain numbers: {error}") from error
+    return safe_pickle.load_npy(io.BytesIO(content), path), sidecar
 
 
 def array_bytes(array: np.ndarray) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,8 +92,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a file of tensors and plain values onto the CPU; anything else in it is refused."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and asked:
+            reason = f"refused to unpickle: it asks for {asked[1]}, which is neither a tensor nor a plain value"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "it holds something else than tensors and plain values"
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot read the checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a checkpoint of this project, it holds a {type(content).__name__}")
@@ -103,13 +110,22 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
     """Build the network a checkpoint describes and load its weights, in evaluation mode.
 
     Raises:
-        InputError: The file is missing, damaged, holds code, or its weights do not fit its description.
+        InputError: The file is missing, damaged, holds code, its weights do not fit its description, or one of
+            them is not finite.
     """
     content = read_checkpoint(path)
     try:
-        spec = ModelSpec(**content["spec"])
+        spec, weights = ModelSpec(**content["spec"]), content["state_dict"]
+        with torch.device("meta"):  # takes no memory, whatever sizes the file announces
+            expected = {name: value.shape for name, value in spec.build().state_dict().items()}
+        for name in sorted({*expected, *weights}):
+            if name not in weights or weights[name].shape != expected.get(name):
+                raise ValueError(f"{name!r} is missing, too much or of another shape")
         model = spec.build()
-        model.load_state_dict(content["state_dict"])
+        model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{path}: the weights do not fit their description: {str(error).splitlines()[0]}") from error
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{path}: {name!r} holds a value that is not finite")
     return model.eval(), spec

@@ -34,6 +34,8 @@ from libmodels.training import INIT, ORDER, stream_seed
 
 NOISE = 3
 """Random stream of the noise, beside libmodels.training's INIT, SUBSET and ORDER."""
+_CHECK_EVERY = 50
+"""Steps between two looks at the loss: each look waits for a GPU."""
 OPTIMIZERS = ("rmsprop", "sgd", "adam")
 GRAD_SAMPLE_MODES = ("ghost", "hooks")
 
@@ -312,8 +314,9 @@ def train_private(
         Whether all steps are done; false after a stop.
 
     Raises:
-        InputError: A weight is not finite at the end.
+        InputError: The loss is not finite at some step, or a weight at the end.
     """
+    where = state.path.parent
     if kept:
         trainer.load_state(kept["trainer"])
     saved = time.monotonic()
@@ -329,8 +332,10 @@ def train_private(
         if stop:
             return False
         step = trainer.take_step()
+        if step.number % _CHECK_EVERY == 0 and not torch.isfinite(step.loss):
+            raise InputError(f"{where}: the loss is not finite at step {step.number}; lower --lr")
         if report:
             report(step)
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters()):
-        raise InputError(f"the weights are not finite after {trainer.step} steps; lower --lr")
+        raise InputError(f"{where}: the weights are not finite after {trainer.step} steps; lower --lr")
     return True

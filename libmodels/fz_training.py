@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from libdata import cli
 from libdata.datasets import Dataset
 from libdata.errors import InputError
 from libdata.fz import RunArrays
 from libdata.store import Output, arrays_bytes, exclusive, provenance
 from libmodels.checkpoints import ModelSpec, model_bytes
+from libmodels.devices import describe_device
 from libmodels.training import INIT, SUBSET, SGDSettings, predict, stream_seed, train_sgd
 
 
@@ -54,7 +56,13 @@ class FZTraining:
         return round(self.ratio * len(self.data))
 
     def train(
-        self, run: int, folder: Path, *, overwrite: bool, on_epoch: Callable[[int], object] | None = None
+        self,
+        run: int,
+        folder: Path,
+        *,
+        overwrite: bool,
+        on_epoch: Callable[[int], object] | None = None,
+        stopping: Callable[[], int] = lambda: 0,
     ) -> RunArrays | None:
         """Train one run and keep its checkpoint and arrays in `folder`; None if they were there already.
 
@@ -63,8 +71,10 @@ class FZTraining:
             folder: <root>/<ratio>/<run>.
             overwrite: Replace results made with other settings.
             on_epoch: Called with the number of finished epochs.
+            stopping: Returns the signal that asks to stop, else 0; asked after every epoch.
 
         Raises:
+            Stopped: It was asked to stop; the unfinished state is saved.
             InputError: The folder holds results of other settings, or training diverged.
         """
         settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": vars(self.sgd)}
@@ -85,10 +95,11 @@ class FZTraining:
             torch.manual_seed(stream_seed(self.seed, run, INIT))
             model = self.spec.build().to(self.device)
             images, labels = self.data.images.to(self.device), self.data.labels.to(self.device)
-            train_sgd(
-                model, images[rows["train"]], labels[rows["train"]], self.sgd,
-                seed=self.seed, run=run, state=state, save_every=self.save_every, on_epoch=on_epoch,
-            )  # fmt: skip
+            if not train_sgd(
+                model, images[rows["train"]], labels[rows["train"]], self.sgd, seed=self.seed, run=run,
+                state=state, save_every=self.save_every, on_epoch=on_epoch, stopping=stopping,
+            ):  # fmt: skip
+                raise cli.Stopped(stopping(), f"{folder}: stopped and saved; run the same command again to go on")
             correct, prob = predict(model, images, labels)
             test_correct, test_prob = predict(model, self.test.images.to(self.device), self.test.labels.to(self.device))
             result = RunArrays(
@@ -97,7 +108,7 @@ class FZTraining:
                 prob={group: prob[row] for group, row in rows.items()} | {"test": test_prob},
                 subsample_idx=self.data.index[rows["train"]],
             )
-            made_by = provenance(device=str(self.device), seconds=round(time.monotonic() - started, 3))
+            made_by = provenance(**describe_device(self.device), seconds=round(time.monotonic() - started, 3))
             weights.save(model_bytes(model, self.spec), made_by)
             arrays.save(arrays_bytes(**result.to_dict()), made_by)
             state.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,15 +213,29 @@ def measure_stages(
     points: np.ndarray,
     study: Study,
     test: tuple[torch.Tensor, torch.Tensor],
+    stopping: Callable[[], int] = lambda: 0,
 ) -> pd.DataFrame:
-    """Measure points at the checkpoints next to shares of the training; `measure` says what a row holds."""
+    """Measure points at the checkpoints next to shares of the training; `measure` says what a row holds.
+
+    Raises:
+        Stopped: `stopping`, asked before every stage, returned a signal; what was measured is measured again then.
+        InputError: A gradient norm is not finite.
+    """
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
     wanted = stage_steps(stages, trainer.settings.steps, checkpoints.steps)
-    tables = []
+    tables: list[pd.DataFrame] = []
     with cli.progress(len(wanted), f"measuring {checkpoints.folder.name}", "stages") as bar:
         for step in wanted:
+            if stopping():
+                at = f"stopped while measuring, {len(tables)} of {len(wanted)} stages done and all checkpoints kept"
+                raise cli.Stopped(stopping(), f"{checkpoints.folder}: {at}; run the same command again to go on")
             checkpoints.load(step, trainer)
-            tables.append(pd.DataFrame({"step": step, **measure(trainer, points, rows, test)}))
+            columns = measure(trainer, points, rows, test)
+            bad = np.flatnonzero(~np.isfinite(columns["grad_norm"]))
+            if bad.size:
+                file = checkpoints.output(step).path
+                raise InputError(f"{file}: the gradient norm of point {points[bad[0]]} is not finite")
+            tables.append(pd.DataFrame({"step": step, **columns}))
             bar.update()
     return pd.concat(tables)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from libdata.datasets import Dataset
 from libdata.errors import InputError
 from libdata.scores import KINDS, keep_index, score_path
 from libdata.store import Output, array_bytes, exclusive, provenance
+from libmodels.devices import describe_device
 from libmodels.training import predict
-from libscores.curvature import curvature
+from libscores.curvature import CurvatureScores, curvature
+
+Result = TypeVar("Result")
 
 MIN_AGREEMENT = 0.99
 """Share of a run's recorded correctness that its model must reproduce."""
@@ -97,33 +100,90 @@ def score_model(
             return False
         network = model if isinstance(model, nn.Module) else model()
         if recorded is not None:
-            check_agreement(
-                correctness(network, data.images, data.labels, args.batch_size, device), recorded, model_name
-            )
+            correct = correctness(network, model_name, data.images, data.labels, args, device)
+            check_agreement(correct, recorded, model_name)
         started = time.monotonic()
-        bar = cli.progress(len(data), model_name, "examples")
-        try:
-            scores = curvature(
-                network, data.images, data.labels, data.index, h=args.h, n_probes=args.n_probes, temp=args.temp,
-                seed=args.probe_seed, batch_size=args.batch_size, device=device, progress=bar.update,
-            )  # fmt: skip
-        except ValueError as error:
-            raise InputError(f"{model_name}: {error}") from error
-        finally:
-            bar.close()
+        with cli.progress(len(data), model_name, "examples") as bar:
+            scores = score_batch(
+                network, model_name, data.images, data.labels, data.index, args, device, progress=bar.update
+            )
         keep_index(score_dir, data.index)
         seconds = round(time.monotonic() - started, 3)
-        made_by = provenance(device=str(device), batch_size=args.batch_size, seconds=seconds)
+        made_by = provenance(**describe_device(device), batch_size=args.batch_size, seconds=seconds)
         for output, array in zip(outputs, (scores.curvature, scores.trace, data.labels.numpy()), strict=True):
             output.save(array_bytes(array), made_by)
     return True
 
 
-def correctness(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> np.ndarray:
+def score_batch(
+    model: nn.Module,
+    model_name: str,
+    images: Tensor,
+    labels: Tensor,
+    examples: np.ndarray,
+    args: cli.Namespace,
+    device: torch.device,
+    progress: Callable[[int], object],
+) -> CurvatureScores:
+    """Return the scores of examples that are in memory, in batches of --batch_size or half of it.
+
+    Raises:
+        InputError: A score is not finite, or the device's memory is too small.
+    """
+    done = 0
+
+    def show(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(count)
+
+    def score(batch_size: int) -> CurvatureScores:
+        progress(-done)
+        return curvature(
+            model, images, labels, examples, h=args.h, n_probes=args.n_probes, temp=args.temp,
+            seed=args.probe_seed, batch_size=batch_size, device=device, progress=show,
+        )  # fmt: skip
+
+    try:
+        return _in_memory(score, args, model_name)
+    except ValueError as error:
+        raise InputError(f"{model_name}: {error}") from error
+
+
+def _in_memory(work: Callable[[int], Result], args: cli.Namespace, model_name: str) -> Result:
+    """Do something in batches of --batch_size; where a GPU has no memory for it, once more with half of that.
+
+    The half is kept for what follows. Scores do not depend on it.
+    """
+    try:
+        return work(args.batch_size)
+    except torch.OutOfMemoryError as error:
+        if args.batch_size == 1 or "batch_size_asked" in args:
+            before = f", halved from {args.batch_size_asked}" if "batch_size_asked" in args else ""
+            raise InputError(
+                f"{model_name}: the GPU is out of memory with batches of {args.batch_size}{before}; "
+                f"give a smaller --batch_size ({str(error).splitlines()[0]})"
+            ) from error
+    args.batch_size_asked, args.batch_size = args.batch_size, args.batch_size // 2
+    cli.warn(
+        f"{model_name}: the GPU is out of memory with --batch_size {args.batch_size_asked}, "
+        f"going on with {args.batch_size}"
+    )
+    torch.cuda.empty_cache()
+    return _in_memory(work, args, model_name)
+
+
+def correctness(
+    model: nn.Module, model_name: str, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
+) -> np.ndarray:
     """Return whether a network classifies each example correctly, bool (N,); only a batch is on the device."""
     model.to(device)
-    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return np.concatenate([predict(model, x.to(device), y.to(device), batch_size)[0] for x, y in batches])
+
+    def classify(size: int) -> np.ndarray:
+        batches = zip(images.split(size), labels.split(size), strict=True)
+        return np.concatenate([predict(model, x.to(device), y.to(device), size)[0] for x, y in batches])
+
+    return _in_memory(classify, args, model_name)
 
 
 def check_agreement(correct: np.ndarray, recorded: np.ndarray, model_name: str, *, spread: float = 0.0) -> None:

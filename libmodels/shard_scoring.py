@@ -20,8 +20,8 @@ from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, stream
 from libdata.index import index_digest
 from libdata.scores import keep_index
 from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance
-from libmodels.scoring import check_agreement, correctness, score_outputs, score_settings
-from libscores.curvature import curvature
+from libmodels.devices import describe_device
+from libmodels.scoring import check_agreement, correctness, score_batch, score_outputs, score_settings
 
 
 def score_shards(
@@ -84,7 +84,9 @@ def score_shards(
     ):
         for shard in selected:
             with exclusive(parts[shard].path.parent):
-                merged_meanwhile = not parts[shard].path.parent.is_dir()
+                merged_meanwhile = not parts[shard].path.parent.is_dir() or all(
+                    [output.finished(overwrite=args.overwrite) for output in outputs]
+                )
                 if merged_meanwhile or parts[shard].finished(overwrite=args.overwrite):
                     bar.update(len(order) // len(shards))
                     continue
@@ -97,11 +99,12 @@ def score_shards(
                 )
                 check_agreement(correct, expected, model_name, spread=3)
                 seconds = round(time.monotonic() - started, 3)
-                made_by = provenance(device=str(device), batch_size=args.batch_size, seconds=seconds)
+                made_by = provenance(**describe_device(device), batch_size=args.batch_size, seconds=seconds)
                 parts[shard].save(arrays_bytes(**scores), made_by)
 
     with exclusive(folder):
         if all([output.finished(overwrite=args.overwrite) for output in outputs]):
+            shutil.rmtree(parts_dir, ignore_errors=True)
             return "scored, and merged by another job"
         done = sum(part.finished(overwrite=args.overwrite) for part in parts)
         if done < len(parts):
@@ -109,7 +112,7 @@ def score_shards(
         merged = _merge(parts, len(order))
         check_agreement(merged["correct"], recorded, model_name)
         keep_index(score_dir, order.index)
-        made_by = provenance(device=str(device), batch_size=args.batch_size, files=len(parts))
+        made_by = provenance(**describe_device(device), batch_size=args.batch_size, files=len(parts))
         for output, array in zip(outputs, (merged["curvature"], merged["trace"], order.labels), strict=True):
             output.save(array_bytes(array), made_by)
         shutil.rmtree(parts_dir)
@@ -129,14 +132,8 @@ def _score_file(
     columns: dict[str, list[np.ndarray]] = {"index": [], "curvature": [], "trace": [], "correct": []}
     for batch in stream(path, order.labels, batch_size=args.batch_size, pool=pool):
         columns["index"].append(batch.index)
-        columns["correct"].append(correctness(model, batch.images, batch.labels, args.batch_size, device))
-        try:
-            scores = curvature(
-                model, batch.images, batch.labels, batch.index, h=args.h, n_probes=args.n_probes, temp=args.temp,
-                seed=args.probe_seed, batch_size=args.batch_size, device=device, progress=progress,
-            )  # fmt: skip
-        except ValueError as error:
-            raise InputError(f"{model_name}: {error}") from error
+        columns["correct"].append(correctness(model, model_name, batch.images, batch.labels, args, device))
+        scores = score_batch(model, model_name, batch.images, batch.labels, batch.index, args, device, progress)
         columns["curvature"].append(scores.curvature)
         columns["trace"].append(scores.trace)
     if not columns["index"]:

@@ -44,6 +44,7 @@ class TensorFlowReader:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
+        self._arrays: IO[bytes] | None = None
 
     def __enter__(self) -> TensorFlowReader:
         return self
@@ -54,14 +55,17 @@ class TensorFlowReader:
             self._process.wait()
             self._process.stdout.close()
             self._process = None
-        if self._log is not None:
-            self._log.close()
+        for file in (self._log, self._arrays):
+            if file is not None:
+                file.close()
 
     def _start(self) -> subprocess.Popen[str]:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._log, self._arrays = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile()  # noqa: SIM115 - no name on disk
+        out = str(self._arrays.fileno())
         script = Path(__file__).with_name("tf_arrays.py")
         return subprocess.Popen(
-            [sys.executable, "-P", str(script)],
+            [sys.executable, "-P", str(script), out],
+            pass_fds=[self._arrays.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -80,27 +84,26 @@ class TensorFlowReader:
         """
         if self._process is None:
             self._process = self._start()
-        assert self._process.stdin and self._process.stdout and self._log
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder, "arrays.npz")
-            try:
-                self._process.stdin.write(json.dumps([str(prefix.resolve()), str(out)]) + "\n")
-                self._process.stdin.flush()
-            except BrokenPipeError:
-                pass
-            line = self._process.stdout.readline()
-            if not line:
-                self._process.wait()
-                self._log.seek(0)
-                reason = (self._log.read().strip().splitlines() or ["it ended without a word"])[-1]
-                raise InputError(
-                    f"{prefix}: cannot convert, TensorFlow does not run here ({reason}); pip install tensorflow"
-                )
-            answer = json.loads(line)
-            if "error" in answer:
-                raise InputError(f"{prefix}: TensorFlow cannot read the checkpoint: {answer['error']}")
-            with np.load(out, allow_pickle=False) as arrays:
-                return {name.removesuffix(_SUFFIX): arrays[f"array_{i}"] for i, name in enumerate(answer["names"])}
+        assert self._process.stdin and self._process.stdout and self._log and self._arrays
+        try:
+            self._process.stdin.write(json.dumps(str(prefix.resolve())) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._log.seek(0)
+            reason = (self._log.read().strip().splitlines() or ["it ended without a word"])[-1]
+            raise InputError(
+                f"{prefix}: cannot convert, TensorFlow does not run here ({reason}); pip install tensorflow"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise InputError(f"{prefix}: TensorFlow cannot read the checkpoint: {answer['error']}")
+        self._arrays.seek(0)
+        with np.load(self._arrays, allow_pickle=False) as arrays:
+            return {name.removesuffix(_SUFFIX): arrays[f"array_{i}"] for i, name in enumerate(answer["names"])}
 
 
 def find_checkpoint(run: Path) -> Path:

@@ -55,7 +55,8 @@ def train_sgd(
     state: Output,
     save_every: float = 60.0,
     on_epoch: Callable[[int], object] | None = None,
-) -> None:
+    stopping: Callable[[], object] = lambda: False,
+) -> bool:
     """Train a network in place; a killed call, made again, ends in the same weights bit for bit.
 
     Args:
@@ -68,6 +69,10 @@ def train_sgd(
         state: Where the unfinished state is kept; the caller removes it once the result is saved.
         save_every: Seconds between two saved states; 0 saves after every epoch.
         on_epoch: Called with the number of finished epochs, at the start and after each.
+        stopping: Asked after every epoch; when true, the state is saved and the training left.
+
+    Returns:
+        Whether all epochs are done; false after a stop.
 
     Raises:
         InputError: The loss is not finite, or the unfinished state belongs to other settings.
@@ -100,7 +105,9 @@ def train_sgd(
             total += loss.detach()
         if not torch.isfinite(total):
             raise InputError(f"run {run}: the loss is not finite in epoch {epoch + 1}; lower --lr (now {settings.lr})")
-        if epoch + 1 < settings.epochs and time.monotonic() - saved >= save_every:
+        last = epoch + 1 == settings.epochs
+        stop = stopping() and not last
+        if stop or (not last and time.monotonic() - saved >= save_every):
             unfinished = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -111,6 +118,9 @@ def train_sgd(
             saved = time.monotonic()
         if on_epoch:
             on_epoch(epoch + 1)
+        if stop:
+            return False
+    return True
 
 
 @torch.inference_mode()

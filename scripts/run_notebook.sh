@@ -6,10 +6,20 @@ set -eu
 notebook=$1 folder=$2
 shift 2
 name=$(basename -- "$notebook" .ipynb)
-mkdir -p "$folder"
+for left in "$folder/.$name".*; do
+    case ${left##*.} in
+        *[!0-9]*) ;;
+        *) kill -0 "${left##*.}" 2>/dev/null || rm -rf -- "$left" ;;
+    esac
+done
+work=$folder/.$name.$$
+trap 'rm -rf -- "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+mkdir -p -- "$work"
 PYDEVD_DISABLE_FILE_VALIDATION=1
 export PYDEVD_DISABLE_FILE_VALIDATION
-python -m papermill --log-level WARNING --no-progress-bar "$notebook" "$folder/.$name.ipynb" "$@"
-python -m jupyter nbconvert --log-level ERROR --to html --output "$name.html" "$folder/.$name.ipynb"
-mv "$folder/.$name.ipynb" "$folder/$name.ipynb"
+python -m papermill --log-level WARNING --no-progress-bar "$notebook" "$work/$name.ipynb" "$@"
+python -m jupyter nbconvert --log-level ERROR --to html "$work/$name.ipynb"
+mv -- "$work/$name.html" "$work/$name.ipynb" "$folder"
 echo "executed notebook: $folder/$name.ipynb and $folder/$name.html"

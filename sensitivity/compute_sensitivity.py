@@ -32,7 +32,7 @@ from libdata.errors import InputError
 from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.checkpoints import model_bytes
-from libmodels.devices import resolve_device
+from libmodels.devices import describe_device, resolve_device
 from libmodels.dp_options import EpochLog, dp_settings, load_study, plan_privacy
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
 from libmodels.gradient_norms import (
@@ -50,7 +50,8 @@ from libmodels.gradient_norms import (
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, save the rows."""
     args = parse_run(run_parser(__doc__, stages=41), argv)
-    config, device = load_config(args.config), resolve_device(args.device)
+    config = load_config(args.config)
+    device = resolve_device(args.device, deterministic=args.deterministic)
     size = dataset_size(args.dataset, "train")
     removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
     study = load_study(args, config.data_dir, leave_out=removed)
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def keep(trainer: DPTrainer) -> None:
             content = model_bytes(trainer.model, study.spec, privacy=privacy)
-            checkpoints.output(trainer.step).save(content, provenance(device=str(device), privacy=privacy))
+            checkpoints.output(trainer.step).save(content, provenance(**describe_device(device), privacy=privacy))
 
         with cli.stop_requests() as stopping, EpochLog(models.name, privacy, args.epochs) as log:
             if not trained and not train_private(
@@ -88,9 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ):  # fmt: skip
                 at = f"stopped after step {trainer.step} of {total}"
                 raise cli.Stopped(stopping(), f"{models}: {at}; run the same command again to go on")
-
-        table = measure_stages(trainer, checkpoints, stages, points, study, (test[0], test[1]))
-        made_by = provenance(device=str(device), privacy=privacy, seconds=round(time.monotonic() - started, 3))
+            table = measure_stages(trainer, checkpoints, stages, points, study, (test[0], test[1]), stopping)
+        made_by = provenance(**describe_device(device), privacy=privacy, seconds=round(time.monotonic() - started, 3))
         with exclusive(result.path.parent):
             result.save(table.assign(**constant_columns(args, privacy)).to_csv(index=False).encode(), made_by)
         state.remove()

@@ -28,7 +28,7 @@ from libdata.datasets import dataset_size
 from libdata.errors import InputError
 from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
-from libmodels.devices import resolve_device
+from libmodels.devices import describe_device, resolve_device
 from libmodels.dp_options import dp_settings, load_study
 from libmodels.dp_training import DPTrainer, seeded_model
 from libmodels.gradient_norms import (
@@ -60,7 +60,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the checkpoints, measure, save the rows."""
     args = parse(argv)
-    config, device = load_config(args.config), resolve_device(args.device)
+    config = load_config(args.config)
+    device = resolve_device(args.device, deterministic=args.deterministic)
     size = dataset_size(args.dataset, "train")
     removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
     study = load_study(args, config.data_dir, leave_out=removed)
@@ -90,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 tables.append(table.assign(step=step))
                 bar.update()
-        output.save(pd.concat(tables).to_csv(index=False).encode(), provenance(device=str(device), privacy=privacy))
+        output.save(
+            pd.concat(tables).to_csv(index=False).encode(), provenance(**describe_device(device), privacy=privacy)
+        )
     print(f"{output.path}: {len(points)} points at {len(wanted)} stages")
     print(pd.concat(tables).groupby("step").median().drop(columns="point").T.to_string(float_format="{:.4g}".format))
 

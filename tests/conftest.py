@@ -5,29 +5,29 @@ Real MNIST digits, a small ensemble trained by the shipped scripts, and what Ten
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import robustness
 import torch
-from released_files import photo_files, write_cifar100, write_imagenet_index, write_tree
+from released_files import DATA as DATA
+from released_files import ROOT, photo_files, write_cifar100, write_config, write_imagenet_index, write_tree
+from script_cases import Trees, script_trees
 
 from build_fz_imagenet import build_imagenet
 from libdata import cli
-from libdata.config import Config
 from libdata.store import exclusive
 from libscores.curvature import rademacher
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data"
 
 
 def start_script(*args: object, **env: str) -> subprocess.Popen[str]:
@@ -51,25 +51,23 @@ def run_script(script: str, *args: object, **env: str) -> subprocess.CompletedPr
         patch.setattr(sys, "argv", [script, *map(str, args)])
         with pytest.raises(SystemExit) as exit_info:
             cli.run(importlib.import_module(name).main)
-    return subprocess.CompletedProcess(script, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
+    command = [script, *map(str, args)]
+    return subprocess.CompletedProcess(command, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) -> None:
-    """Check for exit status 2 and one line on stderr that names everything in `mentions`."""
+def assert_refused(
+    result: subprocess.CompletedProcess[str], *mentions: object, section: str = "Bad input", what: str = ""
+) -> None:
+    """Check for exit status 2 and one line on stderr that names everything in `mentions`.
+
+    It is listed in docs/robustness.md, as `what` in a section, by default by its flags under bad input.
+    """
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     for text in mentions:
         assert str(text) in lines[0], lines[0]
-
-
-def write_config(folder: Path, **changes: str | Path) -> Path:
-    """Write a configuration whose outputs are in `folder` and whose data are the repository's."""
-    values = {field.name: field.name for field in dataclasses.fields(Config)} | {"data_dir": str(DATA)}
-    values |= {key: str(value) for key, value in changes.items()}
-    path = folder / "config.json"
-    path.write_text(json.dumps(values), encoding="utf-8")
-    return path
+    robustness.refused(result, section, what)
 
 
 def tree(folder: Path) -> dict[str, bytes | dict]:
@@ -104,9 +102,37 @@ def execute_notebook(name: str, results: str, folder: Path, **parameters: object
     return printed, json.loads((figures / f"results_{results}.json").read_text())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="bring docs/robustness.md up to date")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    robustness.writing = config.getoption("--write-docs")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    robustness.rows += [robustness.Row(*row) for row in getattr(node, "workeroutput", {}).get("robustness", ())]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        plain = [(row.section, row.cells, row.test) for row in robustness.rows]
+        session.config.workeroutput["robustness"] = plain
+    elif robustness.writing:
+        robustness.write_page(robustness.rows)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trees]:
+    """Every script that writes, with what it starts from and what it should leave."""
+    with script_trees(tmp_path_factory.mktemp("scripts")) as found:
+        yield found
 
 
 ENSEMBLE_FLAGS = ("--dataset", "mnist", "--arch", "smallcnn")

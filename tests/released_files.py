@@ -5,19 +5,34 @@ ILSVRC folders, index files, CIFAR-100, scored ensembles.
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision import datasets as tv
 
+from libdata.config import Config
 from libdata.fz import run_dir
 from libdata.index import index_digest
 from libdata.scores import CURVATURE, fz_model_name, keep_index, score_path
 from libdata.store import Output, array_bytes, arrays_bytes, provenance
 
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
 SYNSETS = ("n01440764", "n01443537", "n02105855")
+
+
+def write_config(folder: Path, **changes: str | Path) -> Path:
+    """Write a configuration whose outputs are in `folder` and whose data are the repository's."""
+    values = {field.name: field.name for field in dataclasses.fields(Config)} | {"data_dir": str(DATA)}
+    values |= {key: str(value) for key, value in changes.items()}
+    path = folder / "config.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
 
 
 def photo(height: int, width: int, seed: int) -> Image.Image:
@@ -76,6 +91,21 @@ def write_cifar100(data_dir: Path, images: dict[str, np.ndarray], labels: dict[s
         rows = images[split].transpose(0, 3, 1, 2).reshape(-1, 3072)
         content = {"data": rows, "fine_labels": labels[split].tolist()}
         (data_dir / "cifar-100-python" / split).write_bytes(pickle.dumps(content))
+
+
+def fake_cifar(root: Path, kind: type[tv.CIFAR10], label_key: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images, labels = [], []
+    for name, _ in kind.train_list + kind.test_list:
+        pixels, target = rng.integers(0, 256, (20, 3072), dtype=np.uint8), rng.integers(0, classes, 20).tolist()
+        batch = {"data": pixels, label_key: target, "filenames": ["a.png"] * 20, "batch_label": name}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
+        images.append(pixels)
+        labels.append(target)
+    n = len(kind.train_list)
+    return np.concatenate(images[:n]), np.concatenate(labels[:n])
 
 
 def write_scored_models(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, assert_refused, run_script, start_script, tree, write_config
+from conftest import DATA, assert_refused, run_script, tree, write_config
 from torch.nn import functional as F
 
 from libdata.datasets import load_dataset
@@ -167,27 +164,6 @@ def test_removal_trains_without_the_points(study: Path, tmp_path: Path) -> None:
     np.save(subset, np.setdiff1d(np.arange(EXAMPLES), np.arange(0, 40, 2)))
     compute(study, "--run", 1, "--subset", subset, "--points", kept, "--name", "_subset")
     pd.testing.assert_frame_equal(after, pd.read_csv(results(study, "_subset")))
-
-
-def test_kills_and_stops_change_nothing(study: Path, tmp_path: Path) -> None:
-    line = (SCRIPT, *FLAGS, "--points", 20, "--points-sample", 5, "--points-seed", 4, "--save_every", 0)
-    config, folder, rng = write_config(tmp_path), tmp_path / "sensitivity_dir" / "models" / "ckpt1", random.Random(2)
-    for signum, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
-        before = len(list(folder.glob("step_*.pt")))
-        process = start_script(*line, "--config", config)
-        while len(list(folder.glob("step_*.pt"))) <= before:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.01)
-        process.send_signal(signum)
-        _, err = process.communicate()
-        assert process.returncode == status, err
-        assert status < 0 or "run the same command again to go on" in err
-        assert not results(tmp_path, 1).exists()
-    assert run_script(*line, "--config", config).returncode == 0
-    for part in ("res/res1.csv", "models/ckpt1/step_18.pt", f"models/ckpt1/step_{TOTAL}.pt"):
-        assert (tmp_path / "sensitivity_dir" / part).read_bytes() == (study / "sensitivity_dir" / part).read_bytes()
-    assert {p.name for p in folder.iterdir()} == {p.name for p in (study / "sensitivity_dir/models/ckpt1").iterdir()}
 
 
 def test_results_go_through_accounting_ranking_and_comparison(study: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from conftest import DATA, assert_refused, run_script, write_config
 from hypothesis import given
 from hypothesis import strategies as st
+from released_files import fake_cifar
 from torchvision import datasets as tv
 
 from libdata import download, safe_pickle
@@ -46,21 +47,6 @@ def test_normalization_and_size() -> None:
     assert torch.allclose(resized.images, want)
     assert unit.identity()["index_sha256"] == index_digest(np.arange(60_000))
     assert resized.identity()["image_size"] == 32
-
-
-def fake_cifar(root: Path, kind: type[tv.CIFAR10], label_key: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    folder = root / kind.base_folder
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    images, labels = [], []
-    for name, _ in kind.train_list + kind.test_list:
-        pixels, target = rng.integers(0, 256, (20, 3072), dtype=np.uint8), rng.integers(0, classes, 20).tolist()
-        batch = {"data": pixels, label_key: target, "filenames": ["a.png"] * 20, "batch_label": name}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
-        images.append(pixels)
-        labels.append(target)
-    n = len(kind.train_list)
-    return np.concatenate(images[:n]), np.concatenate(labels[:n])
 
 
 @pytest.mark.parametrize(

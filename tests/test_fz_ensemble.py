@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import shutil
 import time
 from pathlib import Path
@@ -101,41 +99,6 @@ def test_split_over_jobs_gives_the_same_bytes(ensemble: Path, tmp_path: Path) ->
         assert tree(tmp_path / folder) == tree(ensemble / folder)
 
 
-@pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(ensemble: Path, tmp_path: Path) -> None:
-    config, rng = write_config(tmp_path), random.Random(4)
-    commands = {
-        "fz_model_dir": ["train_fz_models.py", *TRAIN_FLAGS, "--stop_run", 6, "--save_every", 0, "--config", config],
-        "score_dir": ["calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", 3, "--config", config],
-    }
-    for folder, command in commands.items():
-        target = tmp_path / folder
-
-        def times(target: Path = target) -> list[tuple[Path, int]]:
-            found = []
-            for path in target.rglob("*"):
-                with contextlib.suppress(FileNotFoundError):  # a temporary file that has just been renamed
-                    found.append((path, path.stat().st_mtime_ns))
-            return found
-
-        kills = 0
-        for _ in range(4):
-            process = start_script(*command)
-            before = times()
-            while times() == before and process.poll() is None:
-                time.sleep(0.001)
-            time.sleep(rng.random() * 0.3)
-            kills += process.poll() is None
-            process.kill()
-            process.wait()
-            for path in target.rglob("*.np[yz]"):
-                np.load(path, allow_pickle=False)
-        assert kills > 0
-        result = run_script(*command)
-        assert result.returncode == 0, result.stderr
-        assert tree(target) == tree(ensemble / folder)
-
-
 def test_state_of_an_unfinished_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     command = ["train_fz_models.py", *TRAIN_FLAGS, "--epochs", "400", "--stop_run", "1", "--save_every", "0"]
@@ -184,7 +147,8 @@ def test_train_refuses_bad_input_before_any_work(tmp_path: Path, flags: list[str
     "flags", [["--h", "0"], ["--h", "-0.1"], ["--n_probes", "0"], ["--temp", "0"], ["--device", "cuda:7"]]
 )
 def test_score_refuses_bad_input_before_any_work(ensemble: Path, tmp_path: Path, flags: list[str]) -> None:
-    config = write_config(tmp_path, fz_model_dir=str(ensemble / "fz_model_dir"))
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir")
+    config = write_config(tmp_path)
     assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, *flags, "--config", config), *flags[1:])
     assert not (tmp_path / "score_dir").exists()
 
@@ -200,7 +164,7 @@ def rewrite(path: Path, **changes: np.ndarray | None) -> None:
     [
         ({"correctness_train": None}, "'correctness_train' is missing"),
         ({"correctness_removed": np.ones(3, bool)}, "'correctness_removed' has 3 values for 60"),
-        ({"index_train": np.array([object()])}, "'index_train' cannot be read"),
+        ({"index_train": np.array([object()])}, "'index_train'.*builtins.object"),
         ({"index_removed": np.array([0, 0])}, "'index_removed' holds a position twice"),
         ({"index_test": np.array([-1])}, "negative position -1"),
         ({"index_test": np.array([0.5])}, "whole numbers"),
@@ -239,7 +203,7 @@ def test_an_ensemble_without_runs_is_refused(ensemble: Path, tmp_path: Path) -> 
     assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), "no such ensemble")
     (tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0").mkdir(parents=True)
     assert_refused(run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--config", config), "no finished run")
-    config = write_config(tmp_path, fz_model_dir=str(ensemble / "fz_model_dir"))
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir", dirs_exist_ok=True)
     result = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--start_run", "6", "--config", config)
     assert_refused(result, "no finished run")
 

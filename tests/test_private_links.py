@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,8 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
     for subset in drawn:
         assert np.isin(subset, top).sum() == 20 and len(subset) == 20 + 112
     assert len({tuple(subset) for subset in drawn}) == len(SEEDS)
-    config = write_config(tmp_path, fz_model_dir=str(family / "fz_model_dir"))
+    shutil.copytree(family / "fz_model_dir", tmp_path / "fz_model_dir")
+    config = write_config(tmp_path)
     command = ("scripts/make_memorization_subsets.py", *CHOICE, "--top_k", 40, "--config", config)
     assert run_script(*command, "--seeds", 3, 1).returncode == 0
     for seed in (1, 3):

@@ -5,20 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_refused, run_script, start_script, tree
+from conftest import assert_refused, run_script, tree
 from scipy import special
 
-from libdata import store
 from libdata.errors import InputError
 from libdata.sensitivity_results import read_results
 
@@ -301,46 +297,6 @@ def test_length_of_the_run(files):
     for path in files:
         pd.read_csv(path).assign(total_steps=155).to_csv(path, index=False)
     assert read_results(files).total_steps == 155
-
-
-class Stop(Exception):
-    """Stands for a kill."""
-
-
-@pytest.mark.parametrize("writes", range(4))
-def test_accounting_stopped_at_any_write_ends_the_same(files, tmp_path, monkeypatch, writes):
-    run_ok(COMPO, *files, "--output_dir", tmp_path / "whole")
-    done = 0
-
-    def write_atomic(path: Path, content: bytes, original=store.write_atomic) -> None:
-        nonlocal done
-        if done == writes:
-            path.with_name(f".{path.name}.tmp").write_bytes(content[:10])
-            raise Stop
-        done += 1
-        original(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_atomic", write_atomic)
-        with pytest.raises(Stop):
-            run_script(COMPO, *files, "--output_dir", tmp_path / "stopped")
-    assert tree(tmp_path / "stopped") != tree(tmp_path / "whole")
-    run_ok(COMPO, *files, "--output_dir", tmp_path / "stopped")
-    assert tree(tmp_path / "stopped") == tree(tmp_path / "whole")
-
-
-def test_killed_splitter_ends_the_same(tmp_path):
-    files = write_runs(tmp_path, points=np.arange(400))
-    run_ok(SPLIT, *files, "--output_dir", tmp_path / "whole")
-    process = start_script(SPLIT, *files, "--output_dir", tmp_path / "killed")
-    while process.poll() is None and not list((tmp_path / "killed").glob("res_run*_point*.csv")):
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "res_runA.csv").exists()
-    run_ok(SPLIT, *files, "--output_dir", tmp_path / "killed")
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def rank_both(tmp_path: Path) -> tuple[list[Path], list[Path], Path, Path]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, ROOT, assert_refused, run_script, start_script, tree, write_config
+from conftest import DATA, ROOT, assert_refused, run_script, tree, write_config
 
 from libdata.datasets import load_dataset
 from libdata.fz import read_run
@@ -106,39 +103,6 @@ def test_same_line_skips_and_other_settings_are_refused(trained: Path) -> None:
     ):
         assert_refused(run_script(*line, *flags), trained / "", mention, "--overwrite")
     assert before == {path: path.stat().st_mtime_ns for path in trained.iterdir()}
-
-
-def states(target: Path) -> list[int]:
-    return [path.stat().st_mtime_ns for path in target.glob("state.pt")]
-
-
-def test_kills_and_stops_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    line = ["train_dp.py", *FLAGS, "--epochs", 12, "--epsilon", 8, "--optimizer", "adam", "--save_every", 0]
-    whole = write_config(tmp_path)
-    assert run_script(*line, "--config", whole).returncode == 0
-    want = tree(tmp_path / "private_model_dir")
-    shutil.move(tmp_path / "private_model_dir", tmp_path / "undisturbed")
-
-    target, rng = tmp_path / "private_model_dir/mnist_smallcnn_eps_8_seed_0", random.Random(1)
-    for signum, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        before = states(target)
-        process = start_script(*line, "--config", whole)
-        while states(target) == before:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.04)
-        process.send_signal(signum)
-        _, err = process.communicate()
-        assert process.returncode == status, err
-        if status > 0:
-            assert "stopped after step" in err and "run the same command again to go on" in err
-    step = read_checkpoint(target / "state.pt")["trainer"]["step"]
-    assert 0 < step < 112
-    refused = run_script(*line, "--lr", "0.5", "--config", whole)
-    assert_refused(refused, "state.pt", "optimization.lr: 0.001 there, 0.5 asked for")
-    result = run_script(*line, "--resume", "--config", whole)
-    assert result.returncode == 0, result.stderr
-    assert tree(tmp_path / "private_model_dir") == want
 
 
 def test_no_resume_begins_anew(tmp_path: Path) -> None:

@@ -116,13 +116,14 @@ def _read_array(file: IO[bytes], where: str, size: int, *, objects: bool) -> np.
         shape, _, dtype = read_header(file)
         held = size - file.tell()
         if not dtype.hasobject:
-            announced = math.prod(shape) * dtype.itemsize
+            announced = math.prod(shape) * max(dtype.itemsize, 1)
             if announced > held or min(shape, default=0) < 0:
                 raise ValueError(f"its header announces {announced} bytes of shape {shape}, the file holds {held}")
             file.seek(0)
             return npy.read_array(file, allow_pickle=False)
     except (ValueError, KeyError, EOFError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
-        raise InputError(f"{where} is not an array: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise InputError(f"{where} is not an array: {reason}") from error
     if not objects:
         raise InputError(f"{where} holds pickled objects; only plain numbers are read")
     array = read(file, where, encoding="latin1")

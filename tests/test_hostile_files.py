@@ -128,6 +128,7 @@ def npy(header: str, payload: bytes = b"", version: int = 1) -> bytes:
 HEADERS = {
     "header announces 8 TB": "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }",
     "header announces 2^66 bytes": "{'descr': '<f8', 'fortran_order': False, 'shape': (9223372036854775807,), }",
+    "10^18 values of no size": "{'descr': '|V0', 'fortran_order': False, 'shape': (1000000000000000000,), }",
     "negative shape": "{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }",
     "header is a call": "{'descr': __import__('os').mkdir('marker'), 'fortran_order': False, 'shape': (1,), }",
     "header nests a thousand deep": "(" * 1000 + ")" * 1000,

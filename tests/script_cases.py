@@ -170,6 +170,9 @@ CASES = {
     "loss": Case("loss_v_priv.py", KIND, "family", every=5, randomly=2),
     "memorization": Case("calc_private_memorization.py", KIND, "family", every=5, randomly=2),
     "norms": Case("sensitivity/compute_sensitivity.py", POINTS, every=3),
+    "mean rule": Case(
+        "sensitivity/mean_rule.py", (*POINTS, "--alpha", "2", "--batches", "4", "--tuples", "1"), "norms"
+    ),
     "accounting": Case("renyi_per_instance_sum_compo.py", RESULTS, "runs"),
     "single steps": Case("sensitivity/eps_delta.py", RESULTS, "runs"),
     "joined": Case("sensitivity/res/res_concat.py", RESULTS, "runs"),

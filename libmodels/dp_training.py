@@ -231,10 +231,12 @@ class DPTrainer:
     def _without_hooks(self) -> Iterator[None]:
         if self._hooked:
             self._hooked.disable_hooks()
-        with _inputs_without_gradients():
-            yield
-        if self._hooked:
-            self._hooked.enable_hooks()
+        try:
+            with _inputs_without_gradients():
+                yield
+        finally:
+            if self._hooked:
+                self._hooked.enable_hooks()
 
     def state(self) -> dict[str, Any]:
         """Return everything that the remaining steps depend on, as tensors and plain values."""

@@ -20,7 +20,7 @@ from libdata.index import check_index, load_array
 from libdata.sensitivity_results import DISTANCE
 from libdata.store import Output
 from libmodels.checkpoints import read_checkpoint
-from libmodels.dp_options import Study, add_dp_options, n_steps, settings_of
+from libmodels.dp_options import Study, add_dp_options, load_study, n_steps, settings_of
 from libmodels.dp_training import DPTrainer
 from libmodels.training import predict
 
@@ -129,6 +129,18 @@ def choose_points(args: cli.Namespace, study: Study, removed: np.ndarray) -> np.
         raise InputError(f"--points-sample {args.points_sample}: only {len(others)} other points are trained on")
     sample = np.random.default_rng(args.points_seed).choice(others, args.points_sample, replace=False)
     return np.concatenate([points, np.sort(sample)])
+
+
+def load_study_and_points(args: cli.Namespace, data_dir: Path) -> tuple[Study, np.ndarray]:
+    """Load the data without the points of --remove-points, and return it with the points to measure.
+
+    Raises:
+        InputError: As `load_study`, `read_points` and `choose_points`.
+    """
+    size = dataset_size(args.dataset, "train")
+    removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
+    study = load_study(args, data_dir, leave_out=removed)
+    return study, choose_points(args, study, removed)
 
 
 def kept_checkpoints(args: cli.Namespace, folder: Path, study: Study) -> Checkpoints:

@@ -20,28 +20,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import dataset_size
 from libdata.errors import InputError
 from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import EpochLog, dp_settings, load_study, plan_privacy
+from libmodels.dp_options import EpochLog, dp_settings, plan_privacy
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
 from libmodels.gradient_norms import (
-    choose_points,
     constant_columns,
     kept_checkpoints,
+    load_study_and_points,
     measure_stages,
     parse_run,
-    read_points,
     run_parser,
     stage_shares,
 )
@@ -52,10 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_run(run_parser(__doc__, stages=41), argv)
     config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
-    size = dataset_size(args.dataset, "train")
-    removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
-    study = load_study(args, config.data_dir, leave_out=removed)
-    points = choose_points(args, study, removed)
+    study, points = load_study_and_points(args, config.data_dir)
     stages, checkpoints = stage_shares(args), kept_checkpoints(args, config.sensitivity_dir, study)
     models, training, total = checkpoints.folder, checkpoints.settings, int(checkpoints.steps[-1])
     part = "" if args.stage is None else f"_stage_{args.stage:g}"

@@ -24,18 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import dataset_size
 from libdata.errors import InputError
 from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import dp_settings, load_study
+from libmodels.dp_options import dp_settings
 from libmodels.dp_training import DPTrainer, seeded_model
 from libmodels.gradient_norms import (
-    choose_points,
     kept_checkpoints,
+    load_study_and_points,
     parse_run,
-    read_points,
     run_parser,
     stage_shares,
     stage_steps,
@@ -62,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
-    size = dataset_size(args.dataset, "train")
-    removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
-    study = load_study(args, config.data_dir, leave_out=removed)
-    points = choose_points(args, study, removed)
+    study, points = load_study_and_points(args, config.data_dir)
     checkpoints = kept_checkpoints(args, config.sensitivity_dir, study)
     flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": stage_shares(args), **flags}

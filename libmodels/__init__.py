@@ -1,18 +1,14 @@
-"""Architectures, chosen by name from one table."""
+"""Architectures, chosen by name from one table; what builds one is imported when it is asked for."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from libmodels import lenet5, resnet50
-from libmodels.lenet5 import LeNet5
-from libmodels.resnet18 import ResNet18
-from libmodels.resnet50 import ResNet50
-from libmodels.small_inception import SmallInception
-from libmodels.smallcnn import SmallCNN
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -20,22 +16,30 @@ class Architecture:
     """One row of the table: how to build a network, its options and the image size it needs.
 
     Attributes:
-        build: Called with num_classes, in_channels and the options.
+        path: module:class of the network, called with num_classes, in_channels and the options.
         options: Allowed values of each option; the first is the default.
         image_size: Height and width that images are resized to, or None for any.
+        private: Options that private training takes by default in place of the first ones.
     """
 
-    build: Callable[..., nn.Module]
+    path: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     image_size: int | None = None
+    private: Mapping[str, str] = field(default_factory=dict)
+
+    def build(self, **arguments: object) -> nn.Module:
+        """Return a freshly initialised network."""
+        module, name = self.path.split(":")
+        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+        return make(**arguments)
 
 
 ARCHITECTURES = {
-    "lenet5": Architecture(LeNet5, image_size=lenet5.IMAGE_SIZE),
-    "smallcnn": Architecture(SmallCNN, {"activation": ("tanh", "relu")}),
-    "resnet18": Architecture(ResNet18, {"norm": ("batch", "group")}),
-    "small_inception": Architecture(SmallInception),
-    "resnet50": Architecture(ResNet50, {"resnet_version": ("v1", "v2")}, image_size=resnet50.IMAGE_SIZE),
+    "lenet5": Architecture("libmodels.lenet5:LeNet5", image_size=32),
+    "smallcnn": Architecture("libmodels.smallcnn:SmallCNN", {"activation": ("tanh", "relu")}),
+    "resnet18": Architecture("libmodels.resnet18:ResNet18", {"norm": ("batch", "group")}, private={"norm": "group"}),
+    "small_inception": Architecture("libmodels.small_inception:SmallInception"),
+    "resnet50": Architecture("libmodels.resnet50:ResNet50", {"resnet_version": ("v1", "v2")}, image_size=224),
 }
 
 

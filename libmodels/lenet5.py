@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-IMAGE_SIZE = 32
-
 
 class LeNet5(nn.Module):
     """LeNet-5 (LeCun et al. 1998) for 32x32 inputs: 6, 16 and 120 maps of 5x5, then 84 units.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGE_SIZE = 224
 _BLOCKS = (3, 4, 6, 3)
 _CHANNELS = (256, 512, 1024, 2048)
 

@@ -28,7 +28,15 @@ from libdata.private_models import private_model_name
 from libdata.store import Output, arrays_bytes, exclusive, provenance
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import EpochLog, add_dp_options, dp_settings, load_study, plan_privacy, settings_of
+from libmodels.dp_options import (
+    EpochLog,
+    add_dp_options,
+    dp_settings,
+    load_study,
+    plan_privacy,
+    seeds_of,
+    settings_of,
+)
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
 from libmodels.training import example_losses, predict
 
@@ -51,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
     study = load_study(args, config.data_dir)
-    model = seeded_model(study.spec, args.seed).to(device)
+    model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
     folder = config.private_model_dir / private_model_name(args.dataset, args.arch, args.epsilon, args.suffix)
     settings = settings_of(args, study) | {"suffix": args.suffix}
     with exclusive(folder):
@@ -64,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             state.remove()
             return
         kept, started = read_state(state), time.monotonic()
-        privacy = kept["privacy"] if kept else plan_privacy(args, len(study.rows))
+        privacy = kept["privacy"] if kept else plan_privacy(args, study.planned)
         images, labels, test_images, test_labels = study.tensors(device)
         trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
         with cli.stop_requests() as stopping, EpochLog(folder.name, privacy, args.epochs) as log:

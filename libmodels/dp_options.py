@@ -22,6 +22,14 @@ from libmodels.checkpoints import ModelSpec
 from libmodels.dp_training import GRAD_SAMPLE_MODES, OPTIMIZERS, DPSettings, Step
 from libscores.accounting import ACCOUNTANTS, calibrate_noise_multiplier, pld_interval, spent_epsilon
 
+SEED_STREAMS = {"init": "the initial weights", "order": "the batches", "noise": "the noise"}
+
+
+def seeds_of(args: cli.Namespace) -> dict[str, int]:
+    """Return the seed of every stream in `SEED_STREAMS`."""
+    given = {stream: getattr(args, f"{stream}_seed") for stream in SEED_STREAMS}
+    return {stream: args.seed if seed is None else seed for stream, seed in given.items()}
+
 
 def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
     """Add the flags; the defaults of training are those of arXiv 2402.18726, --epsilon is required without one."""
@@ -47,7 +55,9 @@ def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
         help="shares of the steps after which the learning rate drops; without a value, it never does",
     )  # fmt: skip
     add("--lr_drop_factor", type=cli.fraction, default=0.1, help="what the learning rate is multiplied by then")
-    add("--seed", type=cli.non_negative_int, default=0, help="seed of initial weights, sampling and noise")
+    add("--seed", type=cli.non_negative_int, default=0, help="seed of initial weights, batches and noise")
+    for stream, what in SEED_STREAMS.items():
+        add(f"--{stream}_seed", type=cli.non_negative_int, help=f"seed of {what} alone (default: that of --seed)")
     add(
         "--grad_sample_mode", choices=GRAD_SAMPLE_MODES, default="ghost",
         help="ghost: clipped sums without per-sample gradients; hooks: Opacus's per-sample gradients (slower)",
@@ -74,12 +84,14 @@ class Study:
         test: The test split.
         rows: The rows of `data` to train on, sorted, int64, shape (N,).
         spec: The network.
+        planned: Number of examples that sample rate, noise and steps are planned for: N and those left out.
     """
 
     data: Dataset
     test: Dataset
     rows: np.ndarray
     spec: ModelSpec
+    planned: int
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return training images and labels, test images and labels, on a device."""
@@ -94,7 +106,8 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
     Args:
         args: The flags of `add_dp_options`.
         data_dir: Where the data sets are.
-        leave_out: Positions not to train on, each among the training examples; none by default.
+        leave_out: Positions not to train on, each among the training examples; none by default. Sample rate, noise
+            and number of steps stay those of a training with them.
 
     Raises:
         InputError: An index is out of range, repeated or outside the study; the batch size is over N; delta is
@@ -106,6 +119,7 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
         raise InputError(f"{args.subset}: example {outside[0]} is not in --data_subset {args.data_subset}")
+    planned = len(train_index)
     if leave_out is not None:
         absent = leave_out[~np.isin(leave_out, train_index)]
         if absent.size:
@@ -126,7 +140,7 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
     test = load_dataset(args.dataset, "test", data_dir, **shape)
     options = {"norm": "group"} if "norm" in ARCHITECTURES[args.arch].options else {}
     spec = ModelSpec.for_dataset(args.arch, data, **options | cli.architecture_options(args, ARCHITECTURES))
-    return Study(data, test, np.searchsorted(index, train_index), spec)
+    return Study(data, test, np.searchsorted(index, train_index), spec, planned)
 
 
 def settings_of(args: cli.Namespace, study: Study) -> dict[str, Any]:
@@ -139,8 +153,13 @@ def settings_of(args: cli.Namespace, study: Study) -> dict[str, Any]:
             key: getattr(args, key) for key in (*optimization, "grad_sample_mode", "max_physical_batch_size")
         },
         "seed": args.seed,
+        "seeds": seeds_of(args),
         "data": study.data.identity(),
-        "train_on": {"n_examples": len(study.rows), "index_sha256": index_digest(study.data.index[study.rows])},
+        "train_on": {
+            "n_examples": len(study.rows),
+            "planned": study.planned,
+            "index_sha256": index_digest(study.data.index[study.rows]),
+        },
         "model": study.spec.describe(),
     }
 
@@ -171,6 +190,7 @@ def dp_settings(args: cli.Namespace, privacy: dict[str, Any]) -> DPSettings:
     return DPSettings(
         steps=privacy["steps"],
         batch_size=args.batch_size,
+        sample_rate=privacy["sample_rate"],
         noise_multiplier=privacy["noise_multiplier"],
         max_grad_norm=args.max_grad_norm,
         optimizer=args.optimizer,
@@ -179,6 +199,8 @@ def dp_settings(args: cli.Namespace, privacy: dict[str, Any]) -> DPSettings:
         lr_drops=tuple(round(share * privacy["steps"]) for share in args.lr_drops),
         lr_drop_factor=args.lr_drop_factor,
         seed=args.seed,
+        order_seed=seeds_of(args)["order"],
+        noise_seed=seeds_of(args)["noise"],
         grad_sample_mode=args.grad_sample_mode,
         max_physical_batch_size=args.max_physical_batch_size,
     )

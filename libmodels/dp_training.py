@@ -46,7 +46,8 @@ class DPSettings:
 
     Attributes:
         steps: Number of steps.
-        batch_size: Expected batch size B; the sample rate is B/N exactly.
+        batch_size: Expected batch size B, which the noisy sum is divided by.
+        sample_rate: Probability q of an example to be in a batch; None for B/N exactly.
         noise_multiplier: Standard deviation of the noise over `max_grad_norm`.
         max_grad_norm: Clipping norm C.
         optimizer: One of `OPTIMIZERS`.
@@ -54,7 +55,9 @@ class DPSettings:
         momentum: Momentum of "sgd" and "rmsprop".
         lr_drops: Steps after which the learning rate is multiplied by `lr_drop_factor`.
         lr_drop_factor: That factor.
-        seed: Seed of the streams of initial weights, sampling and noise.
+        seed: Seed of the streams of initial weights, batches and noise.
+        order_seed: Seed of the batches, None for `seed`.
+        noise_seed: Seed of the noise, None for `seed`.
         grad_sample_mode: "ghost" or "hooks".
         max_physical_batch_size: Examples that are worked on at once; bounds memory, changes rounding only.
     """
@@ -69,8 +72,11 @@ class DPSettings:
     lr_drops: tuple[int, ...] = ()
     lr_drop_factor: float = 0.1
     seed: int = 0
+    order_seed: int | None = None
+    noise_seed: int | None = None
     grad_sample_mode: str = "ghost"
     max_physical_batch_size: int = 512
+    sample_rate: float | None = None
 
 
 def seeded_model(spec: ModelSpec, seed: int) -> nn.Module:
@@ -125,10 +131,11 @@ class DPTrainer:
         self._train_on = torch.arange(len(labels)) if train_on is None else train_on.cpu()
         if not 1 <= settings.batch_size <= len(self._train_on):
             raise InputError(f"--batch_size {settings.batch_size}: there are {len(self._train_on)} training examples")
-        self.sample_rate = settings.batch_size / len(self._train_on)
+        self.sample_rate = settings.sample_rate or settings.batch_size / len(self._train_on)
         self.step = self.empty_batches = 0
-        self._sampler = torch.Generator().manual_seed(stream_seed(settings.seed, 0, ORDER))
-        self._noise = torch.Generator(images.device).manual_seed(stream_seed(settings.seed, 0, NOISE))
+        batches, noise = (settings.seed if one is None else one for one in (settings.order_seed, settings.noise_seed))
+        self._sampler = torch.Generator().manual_seed(stream_seed(batches, 0, ORDER))
+        self._noise = torch.Generator(images.device).manual_seed(stream_seed(noise, 0, NOISE))
         self._optimizer = _optimizer(model, settings)
         wrapper = DPOptimizerFastGradientClipping if ghost else DPOptimizer
         self._private = wrapper(

@@ -145,7 +145,7 @@ def load_study_and_points(args: cli.Namespace, data_dir: Path) -> tuple[Study, n
 
 def kept_checkpoints(args: cli.Namespace, folder: Path, study: Study) -> Checkpoints:
     """Return the checkpoints that these flags keep, every --save_freq steps and the last, under a sensitivity_dir."""
-    total = n_steps(args, len(study.rows))
+    total = n_steps(args, study.planned)
     steps = np.unique(np.append(np.arange(0, total, args.save_freq), total))
     return Checkpoints(folder / "models" / f"ckpt{args.name}", steps, settings_of(args, study))
 

@@ -31,7 +31,7 @@ from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import EpochLog, dp_settings, plan_privacy
+from libmodels.dp_options import EpochLog, dp_settings, plan_privacy, seeds_of
 from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
 from libmodels.gradient_norms import (
     constant_columns,
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.stage is not None and not trained:
             raise InputError(f"{models}: not all checkpoints of these settings are there; train first, without --stage")
         kept = read_state(state)
-        privacy = kept["privacy"] if kept else checkpoints.privacy() or plan_privacy(args, len(study.rows))
+        privacy = kept["privacy"] if kept else checkpoints.privacy() or plan_privacy(args, study.planned)
         images, labels, *test = study.tensors(device)
-        model = seeded_model(study.spec, args.seed).to(device)
+        model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
         trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
 
         def keep(trainer: DPTrainer) -> None:

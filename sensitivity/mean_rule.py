@@ -28,7 +28,7 @@ from libdata.errors import InputError
 from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import dp_settings
+from libmodels.dp_options import dp_settings, seeds_of
 from libmodels.dp_training import DPTrainer, seeded_model
 from libmodels.gradient_norms import (
     kept_checkpoints,
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{output.path}: finished before, skipped")
             return
         images, labels, *_ = study.tensors(device)
-        model = seeded_model(study.spec, args.seed).to(device)
+        model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
         trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
         rows = torch.from_numpy(np.searchsorted(study.data.index, points))
         wanted = stage_steps(stage_shares(args), trainer.settings.steps, checkpoints.steps)

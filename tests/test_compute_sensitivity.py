@@ -145,25 +145,41 @@ def test_mean_rule_of_one_step(study: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_removal_trains_without_the_points(study: Path, tmp_path: Path) -> None:
+def test_removal_trains_without_the_points_by_the_same_mechanism(study: Path, tmp_path: Path) -> None:
     gone, kept = tmp_path / "gone.txt", tmp_path / "kept.npy"
     gone.write_text(" ".join(map(str, range(0, 40, 2))) + "\n")
     np.save(kept, np.arange(1, 20, 2))
     compute(study, "--run", 1, "--remove-points", gone, "--points", kept, "--name", "_rm1")
     before, after = pd.read_csv(results(study, 1)), pd.read_csv(results(study, "_rm1"))
-    total = round(EPOCHS * (EXAMPLES - 20) / BATCH)
-    assert after["total_steps"].unique().tolist() == [total] == [17]
-    assert after["p"].unique().tolist() == [BATCH / (EXAMPLES - 20)] and after["seed"].unique().tolist() == [1]
+    for column in ("total_steps", "p", "sigma", "batch_size", "seed"):
+        assert after[column].unique().tolist() == before[column].unique().tolist()
     assert after["point"].unique().tolist() == list(range(1, 20, 2))
     trained_on = read_sidecar(results(study, "_rm1"))["settings"]["train_on"]
-    assert trained_on["n_examples"] == EXAMPLES - 20
+    assert (trained_on["n_examples"], trained_on["planned"]) == (EXAMPLES - 20, EXAMPLES)
     same = before[(before["step"] == 0) & before["point"].isin(after["point"])]
     np.testing.assert_array_equal(same["grad_norm"], after.loc[after["step"] == 0, "grad_norm"])
-    # Points that are left out change nothing: the removed may as well be blank.
+    # A study of the others alone is another mechanism.
     subset = tmp_path / "subset.npy"
     np.save(subset, np.setdiff1d(np.arange(EXAMPLES), np.arange(0, 40, 2)))
     compute(study, "--run", 1, "--subset", subset, "--points", kept, "--name", "_subset")
-    pd.testing.assert_frame_equal(after, pd.read_csv(results(study, "_subset")))
+    alone = pd.read_csv(results(study, "_subset"))
+    assert alone["total_steps"].unique().tolist() == [round(EPOCHS * (EXAMPLES - 20) / BATCH)] == [17]
+    assert alone["p"].unique().tolist() == [BATCH / (EXAMPLES - 20)]
+
+
+def test_weights_batches_and_noise_are_seeded_apart(study: Path) -> None:
+    first = pd.read_csv(results(study, 1))
+    points = ("--points", 20, "--points-sample", 5, "--points-seed", 4)
+    norms = {}
+    for stream in ("init", "order", "noise"):
+        compute(study, "--run", 1, f"--{stream}_seed", 7, *points, "--name", f"_{stream}")
+        norms[stream] = pd.read_csv(results(study, f"_{stream}"))["grad_norm"]
+        start = first["step"] == 0
+        assert (norms[stream][start] == first["grad_norm"][start]).all() == (stream != "init")
+        assert not np.allclose(norms[stream][~start], first["grad_norm"][~start])
+    assert not np.allclose(norms["order"], norms["noise"])
+    compute(study, "--run", 1, *(f"--{stream}_seed=1" for stream in norms), *points, "--name", "_same")
+    pd.testing.assert_series_equal(pd.read_csv(results(study, "_same"))["grad_norm"], first["grad_norm"])
 
 
 def test_results_go_through_accounting_ranking_and_comparison(study: Path, tmp_path: Path) -> None:

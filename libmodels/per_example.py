@@ -9,6 +9,8 @@ computed whole: by `torch.func.vmap`, or where that cannot be, by one backward p
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +24,16 @@ from torch.func import functional_call, grad, vmap
 
 from libdata import cli
 from libdata.errors import InputError
-from libmodels.self_check import FAILURES, Chunk, FirstBatch, Way, check_parameters, first_line, raise_for_cli
+from libmodels.self_check import (
+    FAILURES,
+    Chunk,
+    FirstBatch,
+    Way,
+    check_parameters,
+    describe_layer,
+    first_line,
+    raise_for_cli,
+)
 
 # Squared norms of the examples' gradients, (B,), and a function from factors (B,) to the weighted gradient sums.
 _LayerGradients = tuple[Tensor, Callable[[Tensor], dict[Tensor, Tensor]]]
@@ -117,12 +128,15 @@ class PerExampleGradients:
                 self._ways[self._mode()] = way
                 return first
             wrong.append(problem)
-        raise InputError(f"{type(self.model).__name__}: no way to its per-example gradients: {wrong[0]}")
+        raise InputError(f"{type(self.model).__name__}: no way to its per-example gradients: {wrong[-1]}")
 
     def check_mode(self, images: Tensor, labels: Tensor) -> None:
         """Check the network unless it was checked in the modes its layers are in; raises InputError as `norms`."""
         if self._mode() not in self._ways:
             self.check(images, labels)
+
+    def _name(self, layer: nn.Module) -> str:
+        return describe_layer(self.model, next(name for name, found in self.model.named_modules() if found is layer))
 
     def _mode(self) -> tuple[bool, ...]:
         return tuple(layer.training for layer in self.model.modules())
@@ -136,6 +150,9 @@ class PerExampleGradients:
             raise InputError(f"{type(self.model).__name__}: no per-example gradients: {first_line(error)}") from error
 
     def _by_layers(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
+        for layer in self._layers:
+            if type(layer) not in GradSampleModule.GRAD_SAMPLERS or not {*layer._parameters} <= {"weight", "bias"}:
+                raise ValueError(f"{self._name(layer)} has no formula")
         calls: list[tuple[nn.Module, Tensor, int, Tensor, GradientEdge]] = []
 
         def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -147,17 +164,20 @@ class PerExampleGradients:
         finally:
             for handle in handles:
                 handle.remove()
-        if len({layer for layer, *_ in calls}) != len(calls):
-            raise ValueError("a layer with parameters is called more than once in a forward pass")
+        if twice := [layer for layer, count in Counter(layer for layer, *_ in calls).items() if count > 1]:
+            raise ValueError(f"{self._name(twice[0])} is called more than once in a forward pass")
         losses = F.cross_entropy(logits, labels, reduction="none")
         gradients = torch.autograd.grad(losses.sum(), [edge for *_, edge in calls], allow_unused=True)
         layers = []
         for (layer, inputs, version, output, _), gradient in zip(calls, gradients, strict=True):
             if inputs._version != version or (gradient is None and output._version):
-                raise ValueError(f"an input or output of a {type(layer).__name__} layer is changed in place")
+                raise ValueError(f"an input or output of {self._name(layer)} is changed in place")
             if gradient is not None:
-                with torch.no_grad():
+                try:
                     layers.append(_formula(layer, inputs)(layer, inputs, gradient))
+                except FAILURES as error:
+                    raise_for_cli(error)
+                    raise ValueError(f"{self._name(layer)} has no formula: {first_line(error)}") from error
 
         def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
             return {p: value for _, sums in layers for p, value in sums(factor).items()}
@@ -175,7 +195,9 @@ class PerExampleGradients:
         numbers = sum(p.numel() for p in parameters.values())
         rows = max(1, (_GRADIENTS_CPU if images.device.type == "cpu" else _GRADIENTS_GPU) // numbers)
         for x, y in zip(images.split(rows), labels.split(rows), strict=True):
-            found, (losses, logits) = samples(parameters, x, y)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                found, (losses, logits) = samples(parameters, x, y)
             yield self._whole([found[name] for name in self._parameters], losses, logits)
 
     def _singly(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
@@ -204,8 +226,6 @@ def _norms(layers: list[_LayerGradients]) -> Tensor:
 
 
 def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[Any, Tensor, Tensor], _LayerGradients]:
-    if type(layer) not in GradSampleModule.GRAD_SAMPLERS or not {"weight", "bias"}.issuperset(layer._parameters):
-        raise ValueError(f"no per-example gradient is known for a layer of type {type(layer).__name__}")
     if all(p.requires_grad for p in layer.parameters()):
         if type(layer) is nn.Linear and inputs.dim() == 2:
             return _linear

@@ -7,6 +7,7 @@ those of the loss. `FirstBatch` compares each with plain autograd and names the 
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -158,11 +159,15 @@ class FirstBatch:
             self._check_state(before)
             self._sum = self._gradient(self._weights.to(losses.dtype) @ losses)
             self._beside = [self._gradient(losses[i]) for i in self._positions]
-            self._alone = [self._gradient(self._losses(*self._one(i))[0]) for i in self._positions]
             if not all(torch.isfinite(g).all() for g in self._sum):
                 raise InputError(f"{self._where}: the loss or its gradient is not finite on the first examples")
-            self._check_companions()
             self._check_memory()
+            for i, beside in zip(self._positions, self._beside, strict=True):
+                self._check_companions(i, beside, self._companions(i))
+            self._alone = [self._gradient(self._losses(*self._one(i))[0]) for i in self._positions]
+            if not self.draws:
+                for i, beside in zip(self._positions, self._beside, strict=True):
+                    self._check_companions(i, beside, self.images[i : i + 1])
             self._check_state(before)
 
     def difference(self, way: Way, *, replays: bool) -> str | None:
@@ -236,20 +241,15 @@ class FirstBatch:
         other = other.flip(tuple(range(other.dim()))) if other.dim() else other
         return torch.where(_is(i, self.images), self.images, other)
 
-    def _check_companions(self) -> None:
-        """Compare an example's gradient beside its companions with that beside others, and with that alone."""
-        for i, beside, alone in zip(self._positions, self._beside, self._alone, strict=True):
-            companions = self._companions(i)
-            losses = self._losses(companions, self.labels)
-            wrong = self._compare(self._gradient(losses[i]), beside)
-            if not wrong and not self.draws:
-                wrong = self._compare(alone, beside)
-                companions = self.images[i : i + 1]
-            if wrong:
-                guilty = self._first_difference(self.images, companions, row=i)
-                raise InputError(
-                    f"{guilty}: an example's result depends on its companions in the batch, so {wrong} beside others"
-                )
+    def _check_companions(self, i: int, beside: list[Tensor], batch: Tensor) -> None:
+        """Compare an example's gradient with that in another batch, or alone."""
+        row = i if len(batch) > 1 else 0
+        losses = self._losses(batch, self.labels if len(batch) > 1 else self.labels[i : i + 1])
+        if wrong := self._compare(self._gradient(losses[row]), beside):
+            guilty = self._first_difference(self.images, batch, row=i)
+            raise InputError(
+                f"{guilty}: an example's result depends on its companions in the batch, so {wrong} beside others"
+            )
 
     def _check_memory(self) -> None:
         """Look for outputs that change after another batch was seen in this mode, also outputs in evaluation mode."""
@@ -355,6 +355,5 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
 def _generator_state(device: torch.device) -> bytes:
     """Return a fingerprint of every stream that a network may draw from."""
-    numbers = np.random.get_state()  # noqa: NPY002
-    streams = [g.get_state().numpy().tobytes() for g in generators(device)] + [numbers[1].tobytes()]  # type: ignore
-    return b"".join(streams) + repr((numbers[2:], random.getstate())).encode()
+    streams = [g.get_state().numpy().tobytes() for g in generators(device)]
+    return b"".join(streams) + pickle.dumps((np.random.get_state(), random.getstate()))  # noqa: NPY002

@@ -136,7 +136,7 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 
         Whether the largest logit is the label's, bool (N,), and the label's probability, float32 (N,).
     """
     correct, prob = [], []
-    with evaluating(model):
+    with evaluating(model), seeded(0, images.device):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             logits = model(x)
             correct.append(logits.argmax(1) == y)
@@ -148,5 +148,5 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 
 def example_losses(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> np.ndarray:
     """Return the cross-entropy of every example, float32 (N,); arguments as for `predict`."""
     parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    with evaluating(model):
+    with evaluating(model), seeded(0, images.device):
         return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in parts]).float().cpu().numpy()

@@ -158,16 +158,16 @@ class DPTrainer:
         fast = ghost and self.images.dim() == 4 and not volumes
         self._layout = torch.channels_last if fast else torch.contiguous_format
         spread = torch.linspace(0, len(self._train_on) - 1, min(N_EXAMPLES, len(self._train_on))).long()
-        rows = self._train_on[spread].to(self.images.device)
+        self._first = self._train_on[spread].to(self.images.device)
         try:
             self.model.to(memory_format=self._layout)
-            first = self._gradients.check(*self._examples(rows))
+            first = self._gradients.check(*self._examples(self._first))
         except CallError:
             if not fast:
                 raise
             self._layout = torch.contiguous_format
             self.model.to(memory_format=self._layout)
-            first = self._gradients.check(*self._examples(rows))
+            first = self._gradients.check(*self._examples(self._first))
         self.draws = first.draws
         if not ghost:
             try:
@@ -294,6 +294,7 @@ class DPTrainer:
         """Evaluation mode, with random numbers that depend on the seed and the step alone."""
         own = seeded(stream_seed(self.settings.seed, 0, NETWORK, self.step, 1), self.images.device)
         with self._without_hooks(), evaluating(self.model), own:
+            self._gradients.check_mode(*self._examples(self._first))
             yield
 
     @contextmanager

@@ -144,6 +144,8 @@ class FirstBatch:
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.model, self.images, self.labels = model, images[:N_EXAMPLES], labels[:N_EXAMPLES]
+        if len(images) == 1:  # companions of its own kind, so that mixing shows
+            self.images, self.labels = torch.cat([images, _turned(images), images]), labels.repeat(3)
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._where = type(model).__name__
         self._relative = max(1e-3, *(16 * torch.finfo(p.dtype).eps for p in self._trainable.values()))
@@ -158,6 +160,7 @@ class FirstBatch:
             losses = F.cross_entropy(logits, self.labels, reduction="none")
             self._check_state(before)
             self._sum = self._gradient(self._weights.to(losses.dtype) @ losses)
+            self._scale = _norm(self._sum) / n
             self._beside = [self._gradient(losses[i]) for i in self._positions]
             if not all(torch.isfinite(g).all() for g in self._sum):
                 raise InputError(f"{self._where}: the loss or its gradient is not finite on the first examples")
@@ -184,7 +187,7 @@ class FirstBatch:
                     if wrong := self._compare(got, self._sum):
                         return wrong
                     for i, want in zip(self._positions, self._beside, strict=True):
-                        if not torch.isclose(norms[i], _norm(want), rtol=self._relative, atol=0):
+                        if not (norms[i] - _norm(want)).abs() <= self._relative * (_norm(want) + 0.01 * self._scale):
                             return f"{self._where}: an example's norm is {norms[i]:.6g}, not {_norm(want):.6g}"
                 for i, want in zip(self._positions, self._alone, strict=True):
                     _, got = self._run(way, *self._one(i), self._weights.new_ones(1))
@@ -227,7 +230,8 @@ class FirstBatch:
         """Name the parameter whose gradient differs most from autograd's by more than rounding, or None."""
         total, worst, message = _norm(want), 1.0, None
         for (name, parameter), mine, theirs in zip(self._trainable.items(), got, want, strict=True):
-            allowed = self._relative * (theirs.norm() + 0.01 * total) + torch.finfo(parameter.dtype).tiny
+            scale = theirs.norm() + 0.01 * (total + self._scale)
+            allowed = self._relative * scale + torch.finfo(parameter.dtype).tiny
             excess = float((mine - theirs).norm() / allowed)
             if not excess <= worst:
                 off = float((mine - theirs).norm() / theirs.norm())
@@ -237,9 +241,8 @@ class FirstBatch:
 
     def _companions(self, i: int) -> Tensor:
         """Return the batch with every example but one exchanged, for the values of others in another order."""
-        other = self.images[(i + 1) % len(self.images)]
-        other = other.flip(tuple(range(other.dim()))) if other.dim() else other
-        return torch.where(_is(i, self.images), self.images, other)
+        other = (i + 1) % len(self.images)
+        return torch.where(_is(i, self.images), self.images, _turned(self.images[other : other + 1]))
 
     def _check_companions(self, i: int, beside: list[Tensor], batch: Tensor) -> None:
         """Compare an example's gradient with that in another batch, or alone."""
@@ -254,7 +257,8 @@ class FirstBatch:
     def _check_memory(self) -> None:
         """Look for outputs that change after another batch was seen in this mode, also outputs in evaluation mode."""
         others = self._companions(0)
-        for mode in (evaluating, nullcontext) if self.model.training else (nullcontext,):
+        training = any(layer.training for layer in self.model.modules())
+        for mode in (evaluating, nullcontext) if training else (nullcontext,):
             with torch.no_grad():
                 with mode(self.model):
                     first = self._losses(self.images, self.labels)
@@ -324,6 +328,10 @@ class FirstBatch:
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack([t.norm() for t in tensors]).norm()
+
+
+def _turned(images: Tensor) -> Tensor:
+    return images.flip(tuple(range(1, images.dim())))
 
 
 def _is(i: int, images: Tensor) -> Tensor:

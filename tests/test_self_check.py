@@ -311,11 +311,24 @@ def test_what_breaks_the_guarantee_is_refused_in_a_line(kind: str, mode: str, ba
 def test_a_measurement_refuses_what_a_training_does(kind: str, batch) -> None:
     torch.manual_seed(1)
     gradients = PerExampleGradients(REFUSED[kind][0]())
-    for _ in range(2):
+    for n in (1, 2, 12):
         with pytest.raises(InputError, match=r"layer 2"):
-            gradients.norms(*batch)
+            gradients.norms(batch[0][:n], batch[1][:n])
     with pytest.raises(InputError, match=r"layer 2"):
         gradients.clipped_sum(*batch, 1.0)
+
+
+def test_a_measurement_is_checked_in_its_own_mode(batch) -> None:
+    def mixes_in_evaluation(net: Net, x: Tensor) -> Tensor:
+        logits = net.out(x.flatten(1))
+        return logits if net.training else logits * (1 + logits.detach().square().mean())
+
+    trainer = DPTrainer(Net(mixes_in_evaluation, out=nn.Linear(144, 5)), *batch, DPSettings(1, 12, 1.0))
+    trainer.take_step()
+    for measure in (trainer.gradient_norms, trainer.clipped_sum):
+        with pytest.raises(InputError, match="companions"):
+            measure(torch.tensor([3]))
+    assert trainer.model.training
 
 
 @pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)

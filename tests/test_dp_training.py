@@ -272,6 +272,7 @@ def test_plain_training_goes_on_to_the_same_weights(digits, tmp_path: Path, drop
     del old["network_stream"]
     state.save(to_bytes(old), {})
     if drop:
+        assert not torch.equal(undisturbed.masks[-1][:20], undisturbed.masks[-4][:20])  # of the epoch before
         assert not torch.equal(undisturbed.masks[-1], train("other.pt", seed=1)[0].masks[-1])
         with pytest.raises(InputError, match="remove it to start anew"):
             train("state.pt")

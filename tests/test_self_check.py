@@ -79,13 +79,6 @@ def two(forward) -> nn.Module:
     return Net(forward, a=nn.Linear(144, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 5))
 
 
-def zero_head() -> nn.Module:
-    """The gradients of the layer used twice are all zero at the start, also wrong ones."""
-    net = two(lambda net, x: net.out(F.linear(torch.tanh(net.b(net.a(x.flatten(1)))), net.b.weight)))
-    nn.init.zeros_(net.out.weight)
-    return net
-
-
 def frozen_backbone() -> nn.Module:
     norm = nn.BatchNorm2d(4).requires_grad_(False).eval()
     norm.running_mean.uniform_(-1, 1)
@@ -149,7 +142,6 @@ RIGHT = {
     "weight used twice": lambda: two(lambda net, x: net.out(F.linear(net.b(net.a(x.flatten(1))), net.b.weight.t()))),
     "layer used twice": lambda: two(lambda net, x: net.out(net.b(torch.tanh(net.b(net.a(x.flatten(1))))))),
     "weight used without its layer": lambda: two(lambda net, x: net.out(F.linear(net.a(x.flatten(1)), net.b.weight))),
-    "zero head": zero_head,
     "unused layer": lambda: two(lambda net, x: net.out(net.a(x.flatten(1)))),
     "unused output": lambda: two(lambda net, x: (net.b(net.a(x.flatten(1))), net.out(net.a(x.flatten(1))))[1]),
     "frozen layer": lambda: image_net(nn.Conv2d(1, 4, 3).requires_grad_(False)),
@@ -316,6 +308,17 @@ def test_a_measurement_refuses_what_a_training_does(kind: str, batch) -> None:
             gradients.norms(batch[0][:n], batch[1][:n])
     with pytest.raises(InputError, match=r"layer 2"):
         gradients.clipped_sum(*batch, 1.0)
+
+
+def test_gradients_that_are_zero_at_the_start_are_checked_all_the_same(batch) -> None:
+    torch.manual_seed(1)
+    net = two(lambda net, x: net.out(F.linear(torch.tanh(net.b(net.a(x.flatten(1)))), net.b.weight)))
+    nn.init.zeros_(net.out.weight)
+    gradients = PerExampleGradients(net)
+    gradients.norms(*batch)
+    assert not net.out.weight.any()
+    nn.init.normal_(net.out.weight)
+    torch.testing.assert_close(gradients.norms(*batch), one_by_one(net, *batch)[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_measurement_is_checked_in_its_own_mode(batch) -> None:

@@ -23,17 +23,25 @@ import torch
 import torch.nn.functional as F
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from libdata import cli
 from libdata.errors import InputError
 from libdata.store import Output
 from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
 from libmodels.per_example import PerExampleGradients
-from libmodels.training import INIT, ORDER, stream_seed
+from libmodels.self_check import (
+    FAILURES,
+    N_EXAMPLES,
+    CallError,
+    Chunk,
+    batch_statistics,
+    check_parameters,
+    first_line,
+    raise_for_cli,
+)
+from libmodels.streams import INIT, NETWORK, NOISE, ORDER, check_stream, evaluating, seeded, stream_seed
 
-NOISE = 3
-"""Random stream of the noise, beside libmodels.training's INIT, SUBSET and ORDER."""
 _CHECK_EVERY = 50
 """Steps between two looks at the loss: each look waits for a GPU."""
 OPTIMIZERS = ("rmsprop", "sgd", "adam")
@@ -82,16 +90,18 @@ class DPSettings:
 def seeded_model(spec: ModelSpec, seed: int) -> nn.Module:
     """Build a network whose initial weights depend on the seed alone.
 
+    Layers keep the mode they are built in: a backbone with fixed statistics stays in evaluation mode.
+
     Raises:
-        InputError: The network has a layer that mixes examples, such as BatchNorm.
+        InputError: The network has a layer that mixes examples, such as BatchNorm in training mode, is lazy, or has
+            nothing to train.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, 0, INIT))
+    with seeded(stream_seed(seed, 0, INIT), torch.device("cpu")):
         model = spec.build()
-    problems = ModuleValidator.validate(model, strict=False)
-    if problems:
+    check_parameters(model)
+    if problem := batch_statistics(model):
         remedy = "; use --norm group" if "norm" in spec.options else ""
-        raise InputError(f"{spec.arch}: not for private training: {str(problems[0]).splitlines()[0]}{remedy}")
+        raise InputError(f"{spec.arch}: not for private training: {problem}{remedy}")
     return model
 
 
@@ -109,25 +119,21 @@ class DPTrainer:
     """One private training run; `step` counts the steps taken.
 
     Args:
-        model: Network from `seeded_model`, on the device of the data; trained in place.
-        images: Inputs of all examples, shape (M, C, H, W), on one device.
+        model: Network from `seeded_model`, on the device of the data; trained in place, in the mode it is in.
+        images: Inputs of all examples, shape (M, ...), on one device.
         labels: Classes, int64, shape (M,), on the same device.
         settings: The settings.
         train_on: Rows of the N examples to train on, int64, shape (N,); all by default. A row's draws do not
             depend on which other rows are trained on.
 
     Raises:
-        InputError: The batch size is over N, or a layer has no per-example gradient.
+        InputError: The batch size is over N, or the network has no per-example gradients (`PerExampleGradients`).
     """
 
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, settings: DPSettings, train_on: Tensor | None = None
     ) -> None:
-        # Channels-last is faster, but Opacus's own gradients of convolutions are wrong in it, without a word.
-        ghost = settings.grad_sample_mode == "ghost"
-        self._layout = torch.channels_last if ghost else torch.contiguous_format
-        self.model = model.to(memory_format=self._layout)
-        self.images, self.labels, self.settings = images, labels, settings
+        self.model, self.images, self.labels, self.settings = model, images, labels, settings
         self._train_on = torch.arange(len(labels)) if train_on is None else train_on.cpu()
         if not 1 <= settings.batch_size <= len(self._train_on):
             raise InputError(f"--batch_size {settings.batch_size}: there are {len(self._train_on)} training examples")
@@ -136,8 +142,12 @@ class DPTrainer:
         batches, noise = (settings.seed if one is None else one for one in (settings.order_seed, settings.noise_seed))
         self._sampler = torch.Generator().manual_seed(stream_seed(batches, 0, ORDER))
         self._noise = torch.Generator(images.device).manual_seed(stream_seed(noise, 0, NOISE))
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._gradients = PerExampleGradients(model)
+        self._hooked: GradSampleModule | None = None
+        self._check()
         self._optimizer = _optimizer(model, settings)
-        wrapper = DPOptimizerFastGradientClipping if ghost else DPOptimizer
+        wrapper = DPOptimizer if self._hooked else DPOptimizerFastGradientClipping
         self._private = wrapper(
             self._optimizer,
             noise_multiplier=settings.noise_multiplier,
@@ -145,12 +155,67 @@ class DPTrainer:
             expected_batch_size=settings.batch_size,
             generator=self._noise,
         )
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def _check(self) -> None:
+        """Choose the layout and the way to gradients by the initial weights, so that a resumed run chooses alike."""
+        # Channels-last is faster, but Opacus's own gradients of convolutions are wrong in it, without a word, and a
+        # network may ask for views that it does not allow.
+        ghost = self.settings.grad_sample_mode == "ghost"
+        volumes = any(tensor.dim() == 5 for tensor in (*self.model.parameters(), *self.model.buffers()))
+        fast = ghost and self.images.dim() == 4 and not volumes
+        self._layout = torch.channels_last if fast else torch.contiguous_format
+        spread = torch.linspace(0, len(self._train_on) - 1, min(N_EXAMPLES, len(self._train_on))).long()
+        self._first = self._train_on[spread].to(self.images.device)
         try:
-            self._gradients = PerExampleGradients(model)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        self._hooked = None if ghost else GradSampleModule(model, loss_reduction="sum")
+            self.model.to(memory_format=self._layout)
+            first = self._gradients.check(*self._examples(self._first))
+        except CallError:
+            if not fast:
+                raise
+            self._layout = torch.contiguous_format
+            self.model.to(memory_format=self._layout)
+            first = self._gradients.check(*self._examples(self._first))
+        self.draws = first.draws
+        if not ghost:
+            try:
+                self._hooked = GradSampleModule(self.model, loss_reduction="sum")
+                problem = first.difference(self._by_hooks, replays=True)
+            except (*FAILURES, NotImplementedError) as error:
+                raise_for_cli(error)
+                problem = first_line(error)
+            self._clear()
+            if problem:
+                cli.warn(
+                    f"--grad_sample_mode hooks is not for this network, so gradients are those of ghost: {problem}"
+                )
+                _remove_hooks(self.model)
+                self._hooked = None
+
+    def _by_hooks(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
+        self._clear()
+        losses, logits = self._backward(images, labels)
+        samples: dict[Tensor, Tensor] = {p: getattr(p, "grad_sample") for p in self._parameters}  # noqa: B009
+        squares = torch.stack([sample.flatten(1).square().sum(1) for sample in samples.values()])
+
+        def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+            return {p: torch.einsum("n,n...->...", factor, sample) for p, sample in samples.items()}
+
+        yield squares.sum(0).sqrt(), weighted_sums, losses.detach(), logits.detach()
+
+    def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave per-example gradients where Opacus puts them; return losses and logits."""
+        assert self._hooked
+        logits = self._hooked(images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        with _inputs_without_gradients():
+            losses.sum().backward()
+        return losses, logits
+
+    def _clear(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+            if hasattr(parameter, "grad_sample"):
+                parameter.grad_sample = None
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw the rows of the next batch, or of one more from another generator.
@@ -167,20 +232,20 @@ class DPTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = settings.lr * settings.lr_drop_factor**drops
         batch = self.sample()
-        self.model.train()
         self._private.zero_grad(set_to_none=True)
         loss, correct = torch.zeros(2, device=self.images.device, dtype=torch.float64).unbind()
         chunks = batch.to(self.images.device).split(settings.max_physical_batch_size) if len(batch) else (None,)
-        for number, rows in enumerate(chunks, 1):
-            # Opacus adds up what it is given until a step is not skipped, then adds noise once.
-            self._private.signal_skip_step(do_skip=number < len(chunks))
-            if rows is None:
-                self._put_empty()
-            else:
-                chunk_loss, chunk_correct = self._put_gradients(*self._examples(rows))
-                loss += chunk_loss
-                correct += chunk_correct
-            self._private.step()
+        with seeded(stream_seed(settings.seed, 0, NETWORK, self.step), self.images.device):
+            for number, rows in enumerate(chunks, 1):
+                # Opacus adds up what it is given until a step is not skipped, then adds noise once.
+                self._private.signal_skip_step(do_skip=number < len(chunks))
+                if rows is None:
+                    self._put_empty()
+                else:
+                    chunk_loss, chunk_correct = self._put_gradients(*self._examples(rows))
+                    loss += chunk_loss
+                    correct += chunk_correct
+                self._private.step()
         self.step += 1
         self.empty_batches += not len(batch)
         return Step(self.step, len(batch), loss, correct)
@@ -192,11 +257,10 @@ class DPTrainer:
     def _put_gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave a chunk's gradients where the private optimizer looks for them."""
         if self._hooked:
+            with self._without_hooks():
+                self._gradients.check_mode(images, labels)
             self._private.zero_grad(set_to_none=True)
-            logits = self._hooked(images)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            with _inputs_without_gradients():
-                losses.sum().backward()
+            losses, logits = self._backward(images, labels)
         else:
             sums, losses, logits = self._gradients.clipped_sum(images, labels, self.settings.max_grad_norm)
             for parameter in self._parameters:
@@ -216,8 +280,7 @@ class DPTrainer:
         The training is not disturbed; no row gives zeros.
         """
         total = torch.zeros(sum(p.numel() for p in self._parameters))
-        self.model.eval()
-        with self._without_hooks():
+        with self._measuring():
             for part in rows.to(self.images.device).split(self.settings.max_physical_batch_size) if len(rows) else ():
                 sums, _, _ = self._gradients.clipped_sum(*self._examples(part), self.settings.max_grad_norm)
                 total += torch.cat([sums[p].flatten() for p in self._parameters]).cpu()
@@ -229,10 +292,17 @@ class DPTrainer:
         The training is not disturbed.
         """
         rows = rows.to(self.images.device)
-        self.model.eval()
-        with self._without_hooks():
+        with self._measuring():
             chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
         return torch.cat(chunks).cpu()
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Evaluation mode, with random numbers that depend on the seed and the step alone."""
+        own = seeded(stream_seed(self.settings.seed, 0, NETWORK, self.step, 1), self.images.device)
+        with self._without_hooks(), evaluating(self.model), own:
+            self._gradients.check_mode(*self._examples(self._first))
+            yield
 
     @contextmanager
     def _without_hooks(self) -> Iterator[None]:
@@ -254,6 +324,7 @@ class DPTrainer:
             "optimizer": self._optimizer.state_dict(),
             "sampler": self._sampler.get_state(),
             "noise": self._noise.get_state(),
+            "network_stream": NETWORK,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -271,6 +342,19 @@ def _inputs_without_gradients() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    """Take back what Opacus put on a network, also where it stopped half-way."""
+    for handle in model.__dict__.pop("autograd_grad_sample_hooks", ()):
+        handle.remove()
+    for layer in model.modules():
+        for name in ("activations", "max_batch_len", "ft_compute_sample_grad"):
+            layer.__dict__.pop(name, None)
+    for parameter in model.parameters():
+        for name in ("grad_sample", "_forward_counter", "_current_grad_sample"):
+            if hasattr(parameter, name):
+                delattr(parameter, name)
 
 
 def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
@@ -327,6 +411,7 @@ def train_private(
     """
     where = state.path.parent
     if kept:
+        check_stream(trainer.draws, kept["trainer"], state.path)
         trainer.load_state(kept["trainer"])
     saved = time.monotonic()
     while True:

@@ -17,7 +17,8 @@ from libdata.fz import RunArrays
 from libdata.store import Output, arrays_bytes, exclusive, provenance
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
-from libmodels.training import INIT, SUBSET, SGDSettings, predict, stream_seed, train_sgd
+from libmodels.streams import INIT, SUBSET, seeded, stream_seed
+from libmodels.training import SGDSettings, predict, train_sgd
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class FZTraining:
             rng = np.random.default_rng(stream_seed(self.seed, run, SUBSET))
             chosen = rng.permutation(len(self.data))
             rows = {"train": np.sort(chosen[: self.n_train]), "removed": np.sort(chosen[self.n_train :])}
-            torch.manual_seed(stream_seed(self.seed, run, INIT))
-            model = self.spec.build().to(self.device)
+            with seeded(stream_seed(self.seed, run, INIT), torch.device("cpu")):
+                model = self.spec.build().to(self.device)
             images, labels = self.data.images.to(self.device), self.data.labels.to(self.device)
             if not train_sgd(
                 model, images[rows["train"]], labels[rows["train"]], self.sgd, seed=self.seed, run=run,

@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from libdata.errors import InputError
 from libdata.store import Output
 from libmodels.checkpoints import read_checkpoint, to_bytes
-
-INIT, SUBSET, ORDER = range(3)
-"""Random streams of a run: initial weights, the training subset, the order of the batches."""
-
-
-def stream_seed(seed: int, run: int, stream: int, *more: int) -> int:
-    """Return a 63-bit seed for one random stream of one run."""
-    return int(np.random.SeedSequence([seed, run, stream, *more]).generate_state(1, np.uint64)[0] >> 1)
+from libmodels.self_check import check_trainable
+from libmodels.streams import INIT as INIT
+from libmodels.streams import NETWORK, ORDER, check_stream, evaluating, seeded, stream_seed
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,12 @@ def train_sgd(
     """Train a network in place; a killed call, made again, ends in the same weights bit for bit.
 
     Args:
-        model: Network on the device of the data.
+        model: Network on the device of the data, in the mode in which it is to be trained.
         images: Inputs, shape (N, C, H, W), on one device.
         labels: Classes, int64, shape (N,), on the same device.
         settings: The optimiser's settings.
         seed: Seed of the ensemble.
-        run: Number of the run; (seed, run, epoch) decide the order of the batches.
+        run: Number of the run; (seed, run, epoch) decide the order of the batches and what the network draws.
         state: Where the unfinished state is kept; the caller removes it once the result is saved.
         save_every: Seconds between two saved states; 0 saves after every epoch.
         on_epoch: Called with the number of finished epochs, at the start and after each.
@@ -75,8 +70,10 @@ def train_sgd(
         Whether all epochs are done; false after a stop.
 
     Raises:
-        InputError: The loss is not finite, or the unfinished state belongs to other settings.
+        InputError: The loss is not finite, the unfinished state belongs to other settings, or the network cannot be
+            trained on such inputs.
     """
+    draws = check_trainable(model, images[: settings.batch_size], labels[: settings.batch_size])
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -85,24 +82,25 @@ def train_sgd(
     done = 0
     if state.finished():
         kept = read_checkpoint(state.path)
+        check_stream(draws, kept, state.path)
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         scheduler.load_state_dict(kept["scheduler"])
         done = kept["epochs_done"]
-    model.train()
     saved = time.monotonic()
     if on_epoch:
         on_epoch(done)
     for epoch in range(done, settings.epochs):
         order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, epoch))
         total = torch.zeros((), device=images.device)
-        for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(images[batch]), labels[batch])
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            total += loss.detach()
+        with seeded(stream_seed(seed, run, NETWORK, epoch), images.device):
+            for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(images[batch]), labels[batch])
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                total += loss.detach()
         if not torch.isfinite(total):
             raise InputError(f"run {run}: the loss is not finite in epoch {epoch + 1}; lower --lr (now {settings.lr})")
         last = epoch + 1 == settings.epochs
@@ -113,6 +111,7 @@ def train_sgd(
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "epochs_done": epoch + 1,
+                "network_stream": NETWORK,
             }
             state.save(to_bytes(unfinished), {})
             saved = time.monotonic()
@@ -128,7 +127,7 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 
     """Evaluate a network on examples.
 
     Args:
-        model: Network on the device of the data; it is put in evaluation mode.
+        model: Network on the device of the data, in any mode.
         images: Inputs, shape (N, C, H, W).
         labels: Classes, int64, shape (N,).
         batch_size: Examples per forward pass.
@@ -136,18 +135,18 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 
     Returns:
         Whether the largest logit is the label's, bool (N,), and the label's probability, float32 (N,).
     """
-    model.eval()
     correct, prob = [], []
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        logits = model(x)
-        correct.append(logits.argmax(1) == y)
-        prob.append(logits.softmax(1).gather(1, y[:, None])[:, 0])
+    with evaluating(model), seeded(0, images.device):
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            logits = model(x)
+            correct.append(logits.argmax(1) == y)
+            prob.append(logits.softmax(1).gather(1, y[:, None])[:, 0])
     return torch.cat(correct).cpu().numpy(), torch.cat(prob).float().cpu().numpy()
 
 
 @torch.inference_mode()
 def example_losses(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> np.ndarray:
     """Return the cross-entropy of every example, float32 (N,); arguments as for `predict`."""
-    model.eval()
     parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in parts]).float().cpu().numpy()
+    with evaluating(model), seeded(0, images.device):
+        return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in parts]).float().cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from libdata.datasets import load_dataset
 from libdata.errors import InputError
 from libdata.store import Output
-from libmodels.checkpoints import ModelSpec, to_bytes
+from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
 from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, read_state, seeded_model, train_private
 from libmodels.per_example import PerExampleGradients
+from libmodels.streams import seeded
+from libmodels.training import SGDSettings, train_sgd
 from libscores.accounting import calibrate_noise_multiplier
 
 BASE = DPSettings(steps=6, batch_size=20, noise_multiplier=1.0, max_grad_norm=0.5, optimizer="sgd", lr=0.5, seed=3)
@@ -171,6 +174,112 @@ def test_global_random_state_is_neither_used_nor_changed(digits) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Dropping(nn.Module):
+    """Draws from PyTorch's, NumPy's and Python's global streams, and remembers the masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.drop, self.b = nn.Linear(784, 16), nn.Dropout(0.5), nn.Linear(16, 10)
+        self.masks: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(torch.tanh(self.a(x.flatten(1))))
+        self.masks.append(h.detach() == 0)
+        return self.b(h * (1 + random.random() + np.random.rand()) if self.training else F.dropout(h))  # noqa: NPY002
+
+
+def dropping(digits: tuple[Tensor, Tensor], **changes) -> DPTrainer:
+    settings = dataclasses.replace(BASE, **changes)
+    with seeded(settings.seed, torch.device("cpu")):
+        model = Dropping()
+    return DPTrainer(model, *digits, settings)
+
+
+@pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
+def test_what_a_network_draws_is_the_runs_own(digits, tmp_path: Path, mode: str) -> None:
+    undisturbed = dropping(digits, grad_sample_mode=mode)
+    train_private(undisturbed, Output(tmp_path / "undisturbed.pt", {}))
+    torch.manual_seed(7), random.seed(7)
+    before = torch.get_rng_state(), random.getstate()
+    state = Output(tmp_path / "state.pt", {})
+    stopped = dropping(digits, grad_sample_mode=mode)
+    assert not train_private(stopped, state, stopping=lambda: stopped.step == 3)
+    resumed = dropping(digits, grad_sample_mode=mode)
+    rows = torch.arange(9)
+    norms = []
+    train_private(
+        resumed, state, kept=read_state(state), at=(4,), on_step=lambda t: norms.extend([t.gradient_norms(rows)] * 2)
+    )
+    assert to_bytes(resumed.state()) == to_bytes(undisturbed.state())
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert torch.equal(norms[0], norms[1])
+    old = read_state(state)
+    assert old
+    del old["trainer"]["network_stream"]
+    with pytest.raises(InputError, match=r"state\.pt.*remove it to start anew"):
+        train_private(dropping(digits, grad_sample_mode=mode), state, kept=old)
+
+
+@pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
+def test_every_seed_and_step_draws_masks_of_its_own(digits, mode: str) -> None:
+    masks = []
+    for seed in (0, 1):
+        trainer = dropping(digits, seed=seed, batch_size=120, grad_sample_mode=mode)
+        trainer.model.masks.clear()
+        trainer.take_step(), trainer.take_step()
+        masks += trainer.model.masks
+    assert len(masks) == 4 and all(mask.shape == (120, 16) for mask in masks)
+    for i in range(4):
+        for j in range(i):
+            assert 0.4 < (masks[i] == masks[j]).float().mean() < 0.6
+
+
+def test_a_state_of_before_is_continued_where_nothing_is_drawn(digits, tmp_path: Path) -> None:
+    undisturbed, stopped, resumed = make(digits), make(digits), make(digits)
+    state = Output(tmp_path / "state.pt", {})
+    train_private(undisturbed, Output(tmp_path / "undisturbed.pt", {}))
+    train_private(stopped, state, stopping=lambda: stopped.step == 3)
+    old = read_state(state)
+    assert old
+    del old["trainer"]["network_stream"]
+    assert train_private(resumed, state, kept=old)
+    assert torch.equal(weights(resumed.model), weights(undisturbed.model))
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_plain_training_goes_on_to_the_same_weights(digits, tmp_path: Path, drop: bool) -> None:
+    x, y = digits
+    settings = SGDSettings(epochs=3, batch_size=50, lr=0.05, momentum=0.9, weight_decay=0.0)
+
+    def train(name: str, seed: int = 0, stop_after: int = 9) -> tuple[nn.Module, Output]:
+        with seeded(5, torch.device("cpu")):
+            model = Dropping() if drop else SPEC.build()
+        state, done = Output(tmp_path / name, {}), []
+        train_sgd(
+            model, x, y, settings, seed=seed, run=1, state=state, on_epoch=done.append,
+            stopping=lambda: len(done) == stop_after,
+        )  # fmt: skip
+        return model, state
+
+    torch.manual_seed(1)
+    undisturbed, _ = train("undisturbed.pt")
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    _, state = train("state.pt", stop_after=2)
+    resumed, _ = train("state.pt")
+    assert torch.equal(weights(resumed), weights(undisturbed)) and torch.equal(torch.get_rng_state(), before)
+    old = read_checkpoint(state.path)
+    del old["network_stream"]
+    state.save(to_bytes(old), {})
+    if drop:
+        assert not torch.equal(undisturbed.masks[-1][:20], undisturbed.masks[-4][:20])  # of the epoch before
+        assert not torch.equal(undisturbed.masks[-1], train("other.pt", seed=1)[0].masks[-1])
+        with pytest.raises(InputError, match="remove it to start anew"):
+            train("state.pt")
+    else:
+        assert torch.equal(weights(train("state.pt")[0]), weights(undisturbed))
+
+
 def test_learning_rate_drops_at_the_steps_named(digits) -> None:
     trainer = make(digits, lr_drops=(2, 4), lr_drop_factor=0.1, lr=1.0)
     rates = []
@@ -254,7 +363,7 @@ def test_networks_that_mix_examples_and_batches_over_n_are_refused(digits) -> No
 
 def test_weights_that_are_not_finite_are_an_error(digits, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not finite after 6 steps; lower --lr"):
-        train_private(make(digits, lr=1e38, momentum=0.9), Output(tmp_path / "state.pt", {}))
+        train_private(make(digits, lr=3e38, momentum=0.99), Output(tmp_path / "state.pt", {}))
 
 
 def audit(noise_multiplier: float, runs: int, delta: float, digits: tuple[Tensor, Tensor], steps: int) -> float:

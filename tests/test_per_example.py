@@ -131,39 +131,3 @@ def test_no_contribution_is_above_the_clipping_norm() -> None:
             own = gradients.norms(x[i : i + 1], y[i : i + 1]).item()
             assert norm <= clip * (1 + 1e-6)
             assert norm == pytest.approx(min(own, clip), rel=2e-2 if clip < 1e-3 else 1e-4)
-
-
-class InPlace(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.a(x)
-        out += 1
-        return self.b(out)
-
-
-class Twice(InPlace):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(self.a(x)))
-
-
-class Unused(InPlace):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(x)
-
-
-class OwnParameter(InPlace):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-
-
-@pytest.mark.parametrize(
-    ("kind", "mention"),
-    [(InPlace, "changed in place"), (Twice, "exactly once"), (Unused, "exactly once"), (OwnParameter, "OwnParameter")],
-)
-def test_what_would_give_wrong_gradients_is_refused(kind: type[nn.Module], mention: str) -> None:
-    with pytest.raises(ValueError, match=mention):
-        PerExampleGradients(kind()).norms(torch.randn(2, 4), torch.tensor([0, 1]))

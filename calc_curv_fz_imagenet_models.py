@@ -76,14 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{name}: {folder} is not there, left out", flush=True)
                 continue
             found = True
-            arrays = read_run(folder)
-            if arrays.examples.size and arrays.examples[-1] >= len(order):
-                raise InputError(
-                    f"{folder}: example {arrays.examples[-1]} is outside the {len(order)} of imagenet_index.npz"
-                )
+            recorded = read_run(folder, len(order)).recorded(order.index)
             cache = config.converted_dir / f"{name}.pt"
             model = open_run(folder, "imagenet", ARCH, reader, cache, keep=args.keep_converted)
-            _, recorded = arrays.on(order.index)
             selected = range(first, last + 1)
             done = score_shards(
                 config.score_dir, name, model.load, model.identity, files, selected, order, recorded, args, device

@@ -5,7 +5,7 @@
 
 The estimator is libscores.curvature (arXiv 2402.18726): per-example loss, random probes, divided by h. Released
 TensorFlow checkpoints are converted on the way; a model that does not reproduce its own recorded correctness on
-99 % of the examples is refused.
+99 % of the examples, or not its errors (the order of the data is another then), is refused.
 
 Inputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/ (or a released download under its own name, such as
 cifar100-inception) and the data set under data_dir. Outputs, per model:
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import DATASETS, Dataset, load_dataset
-from libdata.fz import ensemble_root, list_ratios, list_runs, read_run, run_dir
+from libdata.datasets import DATASETS, Dataset, dataset_size, load_dataset
+from libdata.fz import ensemble_root, list_ratios, list_runs, read_runs, run_dir
 from libdata.index import index_digest
 from libdata.scores import fz_model_name
 from libmodels import ARCHITECTURES
@@ -49,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data: Dataset | None = None
     with TensorFlowReader() as reader:
         for ratio in list_ratios(root) if args.ratio == "all" else [args.ratio]:
-            for run in list_runs(root, ratio, args.start_run, args.stop_run):
+            runs = list_runs(root, ratio, args.start_run, args.stop_run)
+            size = dataset_size(args.dataset, "train")
+            for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
                 name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)
-                arrays = read_run(folder)
                 cache = config.converted_dir / f"{name}.pt"
                 model = open_run(folder, args.dataset, args.arch, reader, cache, keep=args.keep_converted)
                 wanted = (model.normalization, index_digest(arrays.examples))
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         args.dataset, "train", config.data_dir,
                         index=arrays.examples, normalization=model.normalization, image_size=model.image_size,
                     )  # fmt: skip
-                _, recorded = arrays.on(data.index)
+                recorded = arrays.recorded(data.index)
                 new = score_model(config.score_dir, name, model.load, model.identity, data, args, device, recorded)
                 print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)
 

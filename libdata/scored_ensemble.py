@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_runs, read_run, run_dir
+from libdata.fz import ensemble_root, list_runs, read_runs
 from libdata.index import index_digest, load_array
 from libdata.scores import CURVATURE, fz_model_name, index_path, score_path
 from libdata.store import load_scores
@@ -47,15 +47,17 @@ class ScoredEnsemble:
         """Yield every run's membership, value and curvature on `examples`, as libscores.link1.RunScores.
 
         Raises:
-            InputError: A run's scores are damaged or belong to other examples than the first run's.
+            InputError: A run's scores are damaged or belong to other examples than the first run's, or a run is
+                refused by libdata.fz.read_runs.
         """
-        for run in self.runs:
+        arrays = read_runs(self.root, self.ratio, self.runs)
+        for run, held in zip(self.runs, arrays, strict=True):
             path = self._score_path(run)
             curvature, sidecar = load_scores(path)
             digest = sidecar["settings"]["data"]["index_sha256"]
             if digest != index_digest(self.examples):
                 raise InputError(f"{path}: scores other examples than run {self.runs[0]}; score both with one index")
-            in_mask, value = read_run(run_dir(self.root, self.ratio, run)).on(self.examples, self.value)
+            in_mask, value = held.on(self.examples, self.value)
             yield in_mask, value, curvature
 
     def _score_path(self, run: int) -> Path:

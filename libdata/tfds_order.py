@@ -1,8 +1,10 @@
-"""Map TFDS's order of CIFAR to torchvision's by image content: python -m libdata.tfds_order cifar100 FOLDER.
+"""Check TFDS's order of CIFAR against torchvision's by image content: python -m libdata.tfds_order cifar100 FOLDER.
 
-Feldman and Zhang's CIFAR ensembles count examples in the order of TensorFlow Datasets. FOLDER is a data set that
-TFDS prepared (cifar100-train.tfrecord-00000-of-00001 and -test), torchvision's copy is read from data_dir. Writes
-tfds_order.npz into the ensemble's directory under fz_model_dir, where every reader of the ensemble finds it.
+Feldman and Zhang's CIFAR ensembles count examples in the order of TensorFlow Datasets, which readers compute
+(libdata.fz.tfds_order); this is for those who have a copy. FOLDER is a data set that TFDS prepared
+(cifar100-train.tfrecord-00000-of-00001 and -test), torchvision's copy is read from data_dir. Says where the computed
+order differs from the copy's, and writes the latter as tfds_order.npz into the ensemble's directory under
+fz_model_dir, where every reader of the ensemble takes it instead.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from libdata import cli, safe_pickle
 from libdata.config import load_config
 from libdata.datasets import load_dataset
 from libdata.errors import InputError
-from libdata.fz import TFDS_ORDER, ensemble_root
+from libdata.fz import TFDS_ORDER, ensemble_root, tfds_order
 from libdata.indexed_tfrecords import decode_example, read_records
 from libdata.store import Output, arrays_bytes, exclusive, file_sha256, provenance
 
@@ -98,7 +100,7 @@ def read_cifar_memorization(path: Path, labels: np.ndarray, order: dict[str, np.
     Args:
         path: The file, with `tr_mem` and `tr_labels`.
         labels: Classes of the training split in torchvision's order, shape (N,).
-        order: The map that `libdata.fz.read_tfds_order` returns.
+        order: The map that `libdata.fz.read_tfds_order` returns; without one TFDS's order is computed.
 
     Returns:
         Memorization of each training example, float64 (N,).
@@ -114,16 +116,17 @@ def read_cifar_memorization(path: Path, labels: np.ndarray, order: dict[str, np.
         )
     if np.array_equal(theirs, labels):
         return memorization
-    if order is None or not np.array_equal(theirs, labels[order["train"]]):
-        hint = "make the order map with python -m libdata.tfds_order" if order is None else "nor in the order map's"
-        raise InputError(f"{path}: 'tr_labels' are not in torchvision's order; {hint}")
+    places = tfds_order("train", len(labels)) if order is None else order["train"]
+    if not np.array_equal(theirs, labels[places]):
+        other = "TFDS's" if order is None else "the order map's"
+        raise InputError(f"{path}: 'tr_labels' are in neither torchvision's order nor {other}")
     result = np.empty_like(memorization)
-    result[order["train"]] = memorization
+    result[places] = memorization
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build the map of both splits."""
+    """Build the map of both splits and compare it with the computed one."""
     parser = cli.Parser(__doc__)
     parser.add_argument("dataset", choices=("cifar10", "cifar100"), help="which data set")
     parser.add_argument(
@@ -154,6 +157,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         orders[split] = order
         twins = f"with a twin: {by_label} told apart by label, {by_position} by position"
         print(f"{args.dataset} {split}: {len(order)} images matched; {twins}")
+        computed = tfds_order(split, len(order))
+        other = np.flatnonzero(order != computed)
+        same = np.array_equal(pixels[order[other]], pixels[computed[other]])
+        said = f"differs at {other.size} positions, {'with equal images' if same else 'with other images'}"
+        print(f"{args.dataset} {split}: the computed order {said if other.size else 'is the same'}")
     with exclusive(root):
         output.save(arrays_bytes(**orders), provenance())
     print(f"{output.path}: written")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,17 @@ from libdata.scores import KINDS, keep_index, score_path
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels.devices import describe_device
 from libmodels.training import predict
-from libscores.curvature import CurvatureScores, curvature
+from libscores.agreement import Overlap, below_median, lowest, overlap
+from libscores.curvature import CurvatureScores, check_model, curvature
 
 Result = TypeVar("Result")
 
 MIN_AGREEMENT = 0.99
 """Share of a run's recorded correctness that its model must reproduce."""
+SAME_MARKS, ANY_RELATION = 0.1, 0.8
+"""Of the differences that a random order of the data makes, the share that the right one may make: where the same is
+measured again, at another precision, and where a record is only related to it."""
+_SATURATED = 1e-6, 1 - 1e-6  # probabilities beyond are rounding
 
 
 def add_scoring_options(parser: cli.Parser) -> None:
@@ -52,6 +57,7 @@ def score_settings(
         "model_name": model_name,
         "model": model_identity,
         "data": data_identity,
+        "loss": "softplus of the margin",
         "h": args.h,
         "n_probes": args.n_probes,
         "temp": args.temp,
@@ -73,7 +79,7 @@ def score_model(
     data: Dataset,
     args: cli.Namespace,
     device: torch.device,
-    recorded: np.ndarray | None = None,
+    recorded: Mapping[str, np.ndarray] | None = None,
 ) -> bool:
     """Compute curvature and trace of every example under one model, unless they are kept already.
 
@@ -85,23 +91,24 @@ def score_model(
         data: The examples, normalised as the model expects.
         args: The flags of `add_scoring_options`.
         device: Where to compute.
-        recorded: Correctness on each example as kept with the model, 0 or 1, NaN where unknown, shape (N,);
-            the model must reproduce it.
+        recorded: "correctness" and maybe "prob" of each example as kept with the model, NaN where unknown, (N,)
+            each; the model must reproduce them (`check_agreement`).
 
     Returns:
         Whether anything was computed.
 
     Raises:
-        InputError: A score is not finite, or the model does not reproduce `recorded`.
+        InputError: The model cannot be scored, a score is not finite, or the model does not reproduce `recorded`.
     """
     outputs = score_outputs(score_dir, score_settings(model_name, model_identity, data.identity(), args))
     with exclusive(score_dir / model_name):
         if all([output.finished(overwrite=args.overwrite) for output in outputs]):
             return False
         network = model if isinstance(model, nn.Module) else model()
+        check_scorable(network, model_name, data.images, data.labels, args, device)
         if recorded is not None:
-            correct = correctness(network, model_name, data.images, data.labels, args, device)
-            check_agreement(correct, recorded, model_name)
+            now = outcomes(network, model_name, data.images, data.labels, args, device)
+            check_agreement(now, recorded, model_name)
         started = time.monotonic()
         with cli.progress(len(data), model_name, "examples") as bar:
             scores = score_batch(
@@ -115,6 +122,20 @@ def score_model(
     return True
 
 
+def check_scorable(
+    model: nn.Module, model_name: str, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
+) -> None:
+    """Refuse a network that `libscores.curvature.check_model` refuses.
+
+    Raises:
+        InputError: The reason.
+    """
+    try:
+        check_model(model, images, labels, temp=args.temp, device=device)
+    except ValueError as error:
+        raise InputError(f"{model_name}: {error}") from error
+
+
 def score_batch(
     model: nn.Module,
     model_name: str,
@@ -126,6 +147,8 @@ def score_batch(
     progress: Callable[[int], object],
 ) -> CurvatureScores:
     """Return the scores of examples that are in memory, in batches of --batch_size or half of it.
+
+    The network is one that `check_scorable` has seen.
 
     Raises:
         InputError: A score is not finite, or the device's memory is too small.
@@ -141,7 +164,7 @@ def score_batch(
         progress(-done)
         return curvature(
             model, images, labels, examples, h=args.h, n_probes=args.n_probes, temp=args.temp,
-            seed=args.probe_seed, batch_size=batch_size, device=device, progress=show,
+            seed=args.probe_seed, batch_size=batch_size, device=device, progress=show, checked=True,
         )  # fmt: skip
 
     try:
@@ -173,37 +196,78 @@ def _in_memory(work: Callable[[int], Result], args: cli.Namespace, model_name: s
     return _in_memory(work, args, model_name)
 
 
-def correctness(
+def outcomes(
     model: nn.Module, model_name: str, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
-) -> np.ndarray:
-    """Return whether a network classifies each example correctly, bool (N,); only a batch is on the device."""
+) -> dict[str, np.ndarray]:
+    """Return how a network does on each example; only a batch is on the device.
+
+    Returns:
+        "correctness", whether it classifies the example correctly, bool (N,), and "prob", the true label's probability,
+        float32 (N,).
+    """
     model.to(device)
 
-    def classify(size: int) -> np.ndarray:
+    def classify(size: int) -> list[tuple[np.ndarray, np.ndarray]]:
         batches = zip(images.split(size), labels.split(size), strict=True)
-        return np.concatenate([predict(model, x.to(device), y.to(device), size)[0] for x, y in batches])
+        return [predict(model, x.to(device, copy=True), y.to(device), size) for x, y in batches]
 
-    return _in_memory(classify, args, model_name)
+    correct, prob = zip(*_in_memory(classify, args, model_name), strict=True)
+    return {"correctness": np.concatenate(correct), "prob": np.concatenate(prob)}
 
 
-def check_agreement(correct: np.ndarray, recorded: np.ndarray, model_name: str, *, spread: float = 0.0) -> None:
-    """Refuse a model whose correctness differs from what was recorded with it: a wrong order or scale of the data.
+def check_agreement(
+    now: Mapping[str, np.ndarray], recorded: Mapping[str, np.ndarray], model_name: str, *, complete: bool = True
+) -> None:
+    """Refuse a model that does not do what was recorded with it: a wrong order or scale of the data.
+
+    It must be right and wrong where it was (`MIN_AGREEMENT`), and what marks few examples, its errors, must mark the
+    same ones: in any order an accurate model agrees with its record on most. The probabilities of the true label,
+    where recorded, are compared likewise, as below and above their median; so are the shares of a record that is not
+    plainly right or wrong, with the probabilities, and refused only if a random order explains them. A line on stderr
+    says if the examples are too few to tell.
 
     Args:
-        correct: What the model does now, bool, shape (N,).
-        recorded: What was recorded, 0 or 1, NaN where unknown, shape (N,).
+        now: What the model does, as `outcomes` returns it, (N,) each.
+        recorded: "correctness" and maybe "prob" as recorded, in [0, 1], NaN where unknown, (N,) each.
         model_name: Name for the message.
-        spread: Standard errors below `MIN_AGREEMENT` that a part of the examples may be.
+        complete: These are all examples of the model, not the first part.
 
     Raises:
-        InputError: The two agree on too few examples.
+        InputError: The two do not agree, beyond what rounding and chance may do.
     """
-    known = ~np.isnan(recorded)
-    agree = float((correct[known] == recorded[known]).mean()) if known.any() else 1.0
-    margin = spread * (MIN_AGREEMENT * (1 - MIN_AGREEMENT) / max(known.sum(), 1)) ** 0.5
-    if agree < MIN_AGREEMENT - margin:
+
+    def refuse(what: str) -> NoReturn:
         raise InputError(
-            f"{model_name}: agrees with the correctness recorded in aux_arrays.npz on {agree:.2%} of {known.sum()} "
-            f"examples, not on {MIN_AGREEMENT:.0%}: the order or the scale of the data is not the one it was trained "
-            "with (released CIFAR ensembles need the map of libdata.tfds_order)"
+            f"{model_name}: {what}: the order or the scale of the data is not the one it was trained with (a released "
+            "CIFAR ensemble is known by its folder's name, such as cifar100-inception; its tfds_order.npz may be wrong)"
         )
+
+    p_random, seen = 1.0, "no result recorded"
+    for kind, values in recorded.items():
+        known = ~np.isnan(values)
+        if not known.any():
+            continue
+        plain = kind == "correctness" and bool(np.isin(values[known], (0, 1)).all())
+        found = _overlap(kind, plain, values[known], {name: array[known] for name, array in now.items()})
+        counts = f"{found.recorded} of {found.n} examples {'wrong' if plain else f'low in {kind}'} in aux_arrays.npz"
+        if plain and found.p_rate(1 - MIN_AGREEMENT) < 1e-3:
+            agree = f"{1 - found.differ / found.n:.2%} of {found.n} examples, not on {MIN_AGREEMENT:.0%}"
+            refuse(f"agrees with the correctness recorded in aux_arrays.npz on {agree}")
+        if found.p_right(SAME_MARKS if plain or kind == "prob" else ANY_RELATION) < 1e-6:
+            random = f"{found.differ} are so in one of the two only, a random order has {found.expected:.0f}"
+            refuse(f"{counts}, {found.now} now, but {random}")
+        if found.p_random <= p_random:
+            p_random, seen = found.p_random, f"{counts} and {found.now} now"
+    if complete and p_random > 1e-3:
+        cli.warn(f"{model_name}: {seen}: too few to tell whether the order of the data is the one it was trained with")
+
+
+def _overlap(kind: str, plain: bool, there: np.ndarray, now: Mapping[str, np.ndarray]) -> Overlap:
+    """Mark errors, or low values, in the record and now, and compare the marks."""
+    if plain:
+        return overlap(there == 0, now["correctness"] == 0)
+    if kind == "prob":
+        marks, limit = below_median(np.clip(there, *_SATURATED))
+        return overlap(marks, np.clip(now["prob"], *_SATURATED) < limit)
+    marks, _ = below_median(there)
+    return overlap(marks, lowest(now["prob"], int(marks.sum())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from libdata.index import index_digest
 from libdata.scores import keep_index
 from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance
 from libmodels.devices import describe_device
-from libmodels.scoring import check_agreement, correctness, score_batch, score_outputs, score_settings
+from libmodels.scoring import check_agreement, check_scorable, outcomes, score_batch, score_outputs, score_settings
+
+_MERGED = {"curvature": np.float32, "trace": np.float32, "correctness": bool, "prob": np.float32}
 
 
 def score_shards(
@@ -32,7 +34,7 @@ def score_shards(
     shards: Sequence[Path],
     selected: range,
     order: ImageNetIndex,
-    recorded: np.ndarray,
+    recorded: Mapping[str, np.ndarray],
     args: cli.Namespace,
     device: torch.device,
 ) -> str:
@@ -51,8 +53,8 @@ def score_shards(
         shards: All TFRecord files of the split.
         selected: Which of them to score now.
         order: Feldman and Zhang's labels by index.
-        recorded: Correctness by index as kept with the model, NaN where unknown, shape (N,); it is compared
-            after every file (three standard errors apart at the most) and for all examples at the merge.
+        recorded: "correctness" and maybe "prob" by index as kept with the model, NaN where unknown, (N,) each; they
+            are compared after every file and for all examples at the merge.
         args: The flags of `libmodels.scoring.add_scoring_options`, and `workers`.
         device: Where to compute.
 
@@ -60,8 +62,8 @@ def score_shards(
         What was done, for the log.
 
     Raises:
-        InputError: A record, label or index is wrong, a score is not finite, or the model does not reproduce
-            `recorded`.
+        InputError: A record, label or index is wrong, the model cannot be scored, a score is not finite, or the model
+            does not reproduce `recorded`.
     """
     identity = {
         "dataset": "imagenet", "split": "train", "n_examples": len(order), "index_sha256": index_digest(order.index),
@@ -77,7 +79,7 @@ def score_shards(
 
     parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}) for path in shards]
     model: nn.Module | None = None
-    correct, expected = np.empty(0, dtype=bool), np.empty(0)
+    files: list[dict[str, np.ndarray]] = []
     with (
         cli.progress(len(selected) * len(order) // len(shards), model_name, "examples") as bar,
         ThreadPoolExecutor(args.workers) as pool,
@@ -93,11 +95,10 @@ def score_shards(
                 model = model or load()
                 started = time.monotonic()
                 scores = _score_file(model, model_name, shards[shard], order, args, device, pool, bar.update)
-                correct, expected = (
-                    np.append(correct, scores["correct"]),
-                    np.append(expected, recorded[scores["index"]]),
-                )
-                check_agreement(correct, expected, model_name, spread=3)
+                files.append({name: scores[name] for name in ("index", "correctness", "prob")})
+                now = {name: np.concatenate([file[name] for file in files]) for name in files[0]}
+                there = {name: values[now["index"]] for name, values in recorded.items()}
+                check_agreement(now, there, model_name, complete=False)
                 seconds = round(time.monotonic() - started, 3)
                 made_by = provenance(**describe_device(device), batch_size=args.batch_size, seconds=seconds)
                 parts[shard].save(arrays_bytes(**scores), made_by)
@@ -110,7 +111,7 @@ def score_shards(
         if done < len(parts):
             return f"{done} of {len(parts)} files scored"
         merged = _merge(parts, len(order))
-        check_agreement(merged["correct"], recorded, model_name)
+        check_agreement(merged, recorded, model_name)
         keep_index(score_dir, order.index)
         made_by = provenance(**describe_device(device), batch_size=args.batch_size, files=len(parts))
         for output, array in zip(outputs, (merged["curvature"], merged["trace"], order.labels), strict=True):
@@ -129,10 +130,13 @@ def _score_file(
     pool: ThreadPoolExecutor,
     progress: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
-    columns: dict[str, list[np.ndarray]] = {"index": [], "curvature": [], "trace": [], "correct": []}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("index", *_MERGED)}
     for batch in stream(path, order.labels, batch_size=args.batch_size, pool=pool):
+        if not columns["index"]:
+            check_scorable(model, model_name, batch.images, batch.labels, args, device)
         columns["index"].append(batch.index)
-        columns["correct"].append(correctness(model, model_name, batch.images, batch.labels, args, device))
+        for name, values in outcomes(model, model_name, batch.images, batch.labels, args, device).items():
+            columns[name].append(values)
         scores = score_batch(model, model_name, batch.images, batch.labels, batch.index, args, device, progress)
         columns["curvature"].append(scores.curvature)
         columns["trace"].append(scores.trace)
@@ -143,11 +147,7 @@ def _score_file(
 
 def _merge(parts: Sequence[Output], size: int) -> dict[str, np.ndarray]:
     """Place the scores of every file by index; every index must come once."""
-    merged = {
-        "curvature": np.empty(size, np.float32),
-        "trace": np.empty(size, np.float32),
-        "correct": np.empty(size, bool),
-    }
+    merged = {name: np.empty(size, kind) for name, kind in _MERGED.items()}
     owner = np.full(size, -1)
     for number, part in enumerate(parts):
         with np.load(io.BytesIO(part.path.read_bytes()), allow_pickle=False) as scores:

@@ -10,12 +10,17 @@ input, and v_1 ... v_n uniform on {-1, +1}^d:
     curvature(x) = 1/n sum_k ||g(x + h v_k) - g(x)||_2 / h          estimates E||Hv||_2
     trace(x)     = 1/n sum_k v_k . (g(x + h v_k) - g(x)) / h        Hutchinson's estimate of tr H
 
+With m = logsumexp_{j != y} z_j - z_y the margin of the logits z, l is computed as softplus(m), the same number:
+softmax - 1 would lose 1 - p of an example that is classified with confidence, and with it its gradient.
+
 Scale: l is the loss of one example (never a batch mean); h is in the units of the images as the model gets
 them; both scores are per squared unit of those. Neither depends on the batch size, the order of the batches or
 how a run was split, up to float32 rounding: a probe belongs to (seed, example, k).
 
 Edge cases: a loss that is linear in x gives 0; h -> 0 loses precision as 1e-7 ||g|| / h in float32; with kinks
-(ReLU, max pooling) the finite difference is heavy-tailed in h and the exact Hessian ignores the kinks.
+(ReLU, max pooling) the finite difference is heavy-tailed in h and the exact Hessian ignores the kinks. A model that
+is random in evaluation mode, mixes the examples of a batch or computes in half precision would give wrong numbers
+without a sign of it: `check_model` refuses it.
 """
 
 from __future__ import annotations
@@ -24,11 +29,21 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_PRECISE = (torch.float32, torch.float64)
+CHECKED = 32
+"""Examples that `check_model` looks at."""
+# Two evaluations of one batch differ by the order of sums at the most (atomic additions on a GPU), in units of the
+# rounding error; an example beside others also by the algorithm that a library chooses for the shape.
+_REPEATED, _BESIDE_OTHERS = 64, 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ def curvature(
     device: torch.device | str = "cpu",
     exact: bool = False,
     progress: Callable[[int], object] | None = None,
+    checked: bool = False,
 ) -> CurvatureScores:
     """Estimate the curvature and the trace of the Hessian for every example (equations in the module's text).
 
@@ -86,7 +102,7 @@ def curvature(
     layout, and its parameters ask for no gradient while it is scored; modes and flags are restored afterwards.
 
     Args:
-        model: Maps images to logits, each example independently of the others.
+        model: Maps images to at least two logits, each example independently of the others.
         images: Inputs, float, shape (N, C, H, W) (or (N, d) for a model of vectors).
         labels: Classes, int64, shape (N,).
         examples: Identities that seed the probes, shape (N,): the positions in the data set.
@@ -99,12 +115,14 @@ def curvature(
         exact: Use exact Hessian-vector products (two backward passes) instead of finite differences; slower,
             needs a twice differentiable model; h is ignored.
         progress: Called with the number of examples done after each batch.
+        checked: `check_model` has seen this model and such images before; it is called otherwise.
 
     Returns:
         The scores in the order of `images`.
 
     Raises:
-        ValueError: An argument is out of range, or a score is not finite (the message names the example).
+        ValueError: An argument is out of range, the model is refused by `check_model`, or a score is not finite (the
+            message names the example).
     """
     if not h > 0 or not math.isfinite(h):
         raise ValueError(f"h must be a positive number, found {h}")
@@ -117,16 +135,13 @@ def curvature(
     if not len(images) == len(labels) == len(examples):
         raise ValueError(f"{len(images)} images, {len(labels)} labels and {len(examples)} examples do not match")
 
+    if not checked and len(images):
+        check_model(model, images, labels, temp=temp, device=device)
     scores = np.empty((2, len(images)), dtype=np.float32)
-    with _scoring(model, device) as layout:
+    with _scoring(model, device):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
-            x = (
-                images[rows]
-                .to(device)
-                .contiguous(memory_format=layout if images.ndim == 4 else torch.contiguous_format)
-            )
-            y = labels[rows].to(device)
+            x, y = _batch(images[rows], labels[rows], device)
             probes = torch.from_numpy(rademacher(seed, examples[rows], n_probes, tuple(images.shape[1:])))
             probes = probes.to(device)
             products = _exact_products if exact else _difference_products
@@ -141,6 +156,132 @@ def curvature(
     if bad.size:
         raise ValueError(f"the curvature of example {examples[bad[0]]} is not finite ({bad.size} such examples)")
     return CurvatureScores(curvature=scores[0], trace=scores[1])
+
+
+def check_model(
+    model: nn.Module, images: Tensor, labels: Tensor, *, temp: float = 1.0, device: torch.device | str = "cpu"
+) -> None:
+    """Refuse a model whose loss is not a deterministic float32 function of each example alone.
+
+    The first `CHECKED` examples are evaluated twice, and half of them once more beside other companions. What
+    decides: the types of parameters, buffers and of all that is computed on the way (also under autocast); equal
+    logits and gradients, to rounding, and no random numbers drawn; the same logits beside other companions, and no
+    gradient of one example's loss with respect to another example.
+
+    Args:
+        model: As for `curvature`.
+        images: Inputs, shape (N, ...), N at least 1.
+        labels: Classes, shape (N,).
+        temp: Temperature that divides the logits.
+        device: Where to compute.
+
+    Raises:
+        ValueError: It is not such a function, its output is not one row of at least two logits for an example, or a
+            label is no class of it; the message says which.
+    """
+    if images.dtype not in _PRECISE:
+        raise ValueError(f"the images are {images.dtype}; curvature needs float32 or float64")
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels should be whole numbers of shape (N,), found {labels.dtype} {tuple(labels.shape)}")
+    for name, value in chain(model.named_parameters(), model.named_buffers()):
+        if _is_coarse(value):
+            raise ValueError(f"{name!r} of the model is {value.dtype}; curvature needs float32 or float64 throughout")
+
+    def evaluate(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of x and the gradient of the loss of the first len(y) examples."""
+        x = x.detach().requires_grad_()
+        try:
+            logits = model(x.clone())
+            _check_logits(logits, len(x), labels)
+            return logits.detach(), torch.autograd.grad(_loss(logits[: len(y)], y, temp), x)[0]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the model's loss has no gradient with respect to the images: {reason}") from error
+
+    with _scoring(model, device):
+        x, y = _batch(images[:CHECKED], labels[:CHECKED], device)
+        before = _random_states(x)
+        with _Operations() as seen:
+            logits, gradient = evaluate(x, y)
+        if seen.coarse:
+            raise ValueError(f"the model computes in {seen.coarse}; curvature needs float32 or float64 throughout")
+        again = evaluate(x, y)
+        drawn = not all(map(torch.equal, before, _random_states(x)))
+        size = _REPEATED * torch.finfo(logits.dtype).eps
+        if drawn or any(_differ(a, b, size) for a, b in zip((logits, gradient), again, strict=True)):
+            cause = f" ({', '.join(seen.random)})" if seen.random else ""
+            raise ValueError(f"the model is random in evaluation mode{cause}: two evaluations of an example differ")
+        half = max(1, len(x) // 2)
+        beside, other = evaluate(torch.cat([x[:half], 2 * x[:half].flip(0)]), y[:half])
+        leak = other[half:]
+        if _differ(logits[:half], beside[:half], _BESIDE_OTHERS) or (leak[leak.isfinite()] != 0).any():
+            raise ValueError("the model mixes the examples of a batch in evaluation mode: logits depend on the others")
+
+
+def _check_logits(logits: Any, n: int, labels: Tensor) -> None:
+    """Refuse an output that is not one row of at least two float32 logits for each of n examples, or has too few."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model returns a {type(logits).__name__}; curvature needs a tensor of logits")
+    if logits.dtype not in _PRECISE:
+        raise ValueError(f"the model's logits are {logits.dtype}; curvature needs float32 or float64")
+    if logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
+        raise ValueError(f"the model returns shape {tuple(logits.shape)} for {n} examples, not ({n}, at least 2)")
+    outside = ((labels < 0) | (labels >= logits.shape[1])).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        raise ValueError(f"label {labels[row]} of image {row} is none of the model's {logits.shape[1]} classes")
+
+
+def _is_coarse(value: Tensor) -> bool:
+    """Tell whether a tensor holds real numbers of fewer than 32 bits."""
+    narrow = value.is_floating_point() and value.dtype.itemsize < 4
+    return narrow or value.is_quantized or value.dtype is torch.complex32
+
+
+def _differ(a: Tensor, b: Tensor, size: float) -> bool:
+    """Tell whether two tensors differ by more than a share of the largest finite value; what is not finite is equal."""
+    finite = a.isfinite() & b.isfinite()
+    a, b = a[finite], b[finite]
+    return bool(a.numel()) and bool((a - b).abs().max() > size * a.abs().max())
+
+
+def _random_states(x: Tensor) -> list[Tensor]:
+    """Return the states of the generators that a model on the device of x draws from by default."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
+
+
+class _Operations(TorchDispatchMode):
+    """Note what is computed in half precision, and which operations may draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = ""
+        self.random: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.random.add(str(func))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor) and _is_coarse(value):
+                self.coarse = self.coarse or f"{value.dtype} ({func})"
+        return result
+
+
+def _batch(images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Move images, in the layout that a model is scored in, and labels to the device."""
+    layout = _LAYOUT if images.ndim == 4 else torch.contiguous_format
+    return images.to(device).contiguous(memory_format=layout), labels.to(device).long()
+
+
+def _loss(logits: Tensor, y: Tensor, temp: float) -> Tensor:
+    """Return the summed cross-entropy as softplus of the margin, which keeps the digits of a confident example."""
+    logits = logits / temp
+    own = y[:, None]
+    margin = logits.scatter(1, own, -torch.inf).logsumexp(1) - logits.gather(1, own)[:, 0]
+    return F.softplus(margin).sum()
 
 
 def _difference_products(
@@ -159,7 +300,7 @@ def _exact_products(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield v_k and H v_k."""
     x = x.detach().requires_grad_()
-    loss = F.cross_entropy(model(x) / temp, y, reduction="sum")
+    loss = _loss(model(x.clone()), y, temp)
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     for k in range(probes.shape[1]):
         v = probes[:, k].to(x.dtype)
@@ -170,23 +311,39 @@ def _exact_products(
 def _input_gradient(model: nn.Module, x: Tensor, y: Tensor, temp: float) -> Tensor:
     """Return the gradient of every example's own loss: examples are independent, so the sum's gradient is it."""
     x = x.detach().requires_grad_()
-    loss = F.cross_entropy(model(x) / temp, y, reduction="sum")
+    loss = _loss(model(x.clone()), y, temp)
     return torch.autograd.grad(loss, x)[0]
 
 
+_LAYOUT = torch.channels_last
+_backends: Any = torch.backends
+_MULTIPLIERS = (
+    _backends.cuda.matmul, _backends.cudnn.conv, _backends.cudnn.rnn,
+    _backends.mkldnn.matmul, _backends.mkldnn.conv, _backends.mkldnn.rnn,
+)  # fmt: skip
+
+
 @contextmanager
-def _scoring(model: nn.Module, device: torch.device | str) -> Iterator[torch.memory_format]:
-    """Put a model in evaluation mode on the device, parameters frozen; restore modes and flags at the end."""
+def _scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """Put a model in evaluation mode on the device, parameters frozen; restore modes and flags at the end.
+
+    A caller's autocast does not reach it, nor do TF32 and bfloat16 inside products: their 8 to 11 bits drown a
+    difference.
+    """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    precise = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # its 10 bits drown a difference
-    layout = torch.channels_last
-    model.to(device).to(memory_format=layout).eval().requires_grad_(False)
+    precision = [backend.fp32_precision for backend in _MULTIPLIERS]
+    model.to(device).to(memory_format=_LAYOUT).eval()
     try:
-        yield layout
+        for backend in _MULTIPLIERS:
+            backend.fp32_precision = "ieee"
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with torch.autocast(torch.device(device).type, enabled=False):
+            yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precise
+        for backend, before in zip(_MULTIPLIERS, precision, strict=True):
+            backend.fp32_precision = before
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in flags:

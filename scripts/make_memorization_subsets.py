@@ -24,7 +24,7 @@ from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_runs, read_run, run_dir
+from libdata.fz import ensemble_root, list_runs, read_run, read_runs, run_dir
 from libdata.index import index_digest, load_array
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         examples = np.arange(len(scores))
     else:
         root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
-        folders = [run_dir(root, args.ensemble_ratio, run) for run in list_runs(root, args.ensemble_ratio, 0, None)]
-        examples = read_run(folders[0]).examples
-        runs = (read_run(folder).on(examples, args.value) for folder in folders)
-        scores = memorization(runs, len(examples)).score
+        numbers, size = list_runs(root, args.ensemble_ratio, 0, None), dataset_size(args.dataset, "train")
+        examples = read_run(run_dir(root, args.ensemble_ratio, numbers[0]), size).examples
+        runs = read_runs(root, args.ensemble_ratio, numbers, size)
+        scores = memorization((run.on(examples, args.value) for run in runs), len(examples)).score
     try:
         top = top_k(scores, args.top_k)
     except ValueError as error:

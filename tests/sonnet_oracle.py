@@ -7,6 +7,7 @@ and what TensorFlow computes from all of it.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def int_feature(value):
 
 
 def cifar(folder, rng):
-    """An ensemble of two runs on small CIFAR-100-like splits, kept in an order of its own as TFDS does."""
+    """An ensemble of two runs on small CIFAR-100-like splits, kept in TFDS's order."""
     model = SmallInception(100)
     train_a_little(model, (32, 32, 3), 100, rng)
     logits_run = folder / "small_inception"
@@ -134,7 +135,8 @@ def cifar(folder, rng):
         if split == "train":
             labels[split][[3, 9, 40]] = predicted[3], predicted[3], (predicted[3] + 1) % 100
         correct[split] = predicted == labels[split]
-        order[split] = rng.permutation(count)
+        keys = sorted((int(hashlib.md5(f"{split}{i}".encode()).hexdigest(), 16), i) for i in range(count))
+        order[split] = np.array([i for _, i in keys])
         with tf.io.TFRecordWriter(str(folder / "tfds" / f"cifar100-{split}.tfrecord-00000-of-00001")) as writer:
             for position in order[split]:
                 feature = {
@@ -225,10 +227,9 @@ def imagenet(folder, rng):
 
 
 def main(folder):
-    tf.random.set_seed(0)
-    rng = np.random.default_rng(0)
-    cifar(folder, rng)
-    imagenet(folder, rng)
+    for write, seed in ((cifar, 0), (imagenet, 3)):  # 3: the network is right on some of the images
+        tf.random.set_seed(0)
+        write(folder, np.random.default_rng(seed))
 
 
 if __name__ == "__main__":

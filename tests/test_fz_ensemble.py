@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from conftest import (
 
 from libdata.datasets import load_dataset
 from libdata.errors import InputError
-from libdata.fz import list_runs, read_run
+from libdata.fz import list_runs, read_run, read_runs, run_dir
 from libdata.index import index_digest, load_array
 from libdata.scored_ensemble import ScoredEnsemble
 from libdata.scores import KINDS, index_path, score_path
@@ -167,7 +168,21 @@ def rewrite(path: Path, **changes: np.ndarray | None) -> None:
         ({"index_train": np.array([object()])}, "'index_train'.*builtins.object"),
         ({"index_removed": np.array([0, 0])}, "'index_removed' holds a position twice"),
         ({"index_test": np.array([-1])}, "negative position -1"),
-        ({"index_test": np.array([0.5])}, "whole numbers"),
+        ({"index_test": np.array([0.5])}, r"'index_test' should hold whole numbers, found 0\.5"),
+        ({"index_test": np.array([np.nan])}, "whole numbers, found nan"),
+        ({"index_test": np.array(["0"])}, "whole numbers, found <U1"),
+        ({"index_train": np.arange(200) < 140}, "'index_train' is a mask of 200"),
+        ({"subsample_idx": np.arange(200) < 140}, "'subsample_idx' is a mask of 200"),
+        ({"subsample_idx": np.arange(140)}, r"'subsample_idx' and 'index_train' differ, example \d+ is only in"),
+        ({"subsample_idx": np.empty(0, int)}, "'subsample_idx' and 'index_train' differ"),
+        ({"index_test": np.arange(1, 10_001)}, "positions in index_test run from 1 to 10000; count them from 0"),
+        ({"correctness_train": np.full(140, "1")}, "'correctness_train' should hold values from 0 to 1, found <U1"),
+        ({"correctness_train": np.full(140, np.nan)}, "'correctness_train' .* from 0 to 1, found nan at 0"),
+        ({"correctness_train": np.r_[np.ones(139), np.nan]}, "found nan at 139"),
+        ({"correctness_test": np.full(10_000, 97.0)}, r"from 0 to 1, found 97\.0 at 0"),
+        ({"correctness_removed": np.full(60, -1)}, "from 0 to 1, found -1 at 0"),
+        ({"correctness_removed": np.ones(60, complex)}, "from 0 to 1, found complex128"),
+        ({"correctness_removed": np.ones((60, 2))}, r"one-dimensional, found shape \(60, 2\)"),
         ({"index_removed": np.arange(200)}, "'correctness_removed' has 60 values for 200"),
         ({"prob_test": np.full(10_000, 1.5)}, "from 0 to 1"),
         ({"prob_test": None}, "not all of prob_train"),
@@ -180,6 +195,159 @@ def test_damaged_runs_are_refused_with_file_and_key(ensemble: Path, tmp_path: Pa
     with pytest.raises(InputError, match=mention) as error:
         read_run(tmp_path)
     assert str(tmp_path / "aux_arrays.npz") in str(error.value)
+
+
+def own_runs(root: Path, *, ratio: str = "0.7", n: int = 40, runs: int = 6) -> list[dict[str, np.ndarray]]:
+    """Write runs of a user's own making, without sidecars, whose correctness is a share; return their arrays."""
+    rng, written = np.random.default_rng(0), []
+    for run in range(runs):
+        chosen = rng.permutation(n)
+        index = {"train": chosen[: n * 7 // 10], "removed": chosen[n * 7 // 10 :], "test": np.arange(5)}
+        arrays = {f"index_{group}": values for group, values in index.items()}
+        arrays |= {f"correctness_{group}": rng.random(len(values)) for group, values in index.items()}
+        arrays["subsample_idx"] = index["train"]
+        (root / ratio / f"{run:03d}").mkdir(parents=True)
+        np.savez(root / ratio / f"{run:03d}" / "aux_arrays.npz", **arrays)
+        written.append(arrays)
+    return written
+
+
+def test_shares_are_values_like_any_other_in_folders_with_zeros(tmp_path: Path) -> None:
+    """Memorization against plain lists."""
+    written = own_runs(tmp_path)
+    numbers = list_runs(tmp_path, "0.7", 0, None)
+    assert numbers == list(range(6))
+    runs = list(read_runs(tmp_path, "0.7", numbers, size=40))
+    got = memorization((run.on(np.arange(40)) for run in runs), 40)
+    for i in range(40):
+        groups: dict[str, list[float]] = {"train": [], "removed": []}
+        for arrays in written:
+            for group, values in groups.items():
+                values += arrays[f"correctness_{group}"][arrays[f"index_{group}"] == i].tolist()
+        if all(groups.values()):
+            want = np.mean(groups["train"]) - np.mean(groups["removed"])
+            assert got.score[i] == pytest.approx(want) and abs(want) > 1e-3
+        else:
+            assert np.isnan(got.score[i])
+    kept = runs[2].to_dict()
+    np.savez(tmp_path / "aux_arrays.npz", **kept)
+    again = read_run(tmp_path).to_dict()
+    assert kept.keys() == again.keys()
+    for key, values in kept.items():
+        np.testing.assert_array_equal(again[key], values)
+
+
+def test_columns_and_whole_floats_are_read(tmp_path: Path) -> None:
+    own_runs(tmp_path, runs=1)
+    folder = tmp_path / "0.7" / "000"
+    before = read_run(folder)
+    with np.load(folder / "aux_arrays.npz") as file:
+        arrays = dict(file)
+    types = {"index_train": "f4", "index_removed": "u2", "index_test": "i1", "subsample_idx": "f8"}
+    changed = {key: arrays[key].astype(kind)[:, None] for key, kind in types.items()}
+    changed |= {key: values[None] for key, values in arrays.items() if key.startswith("correctness")}
+    rewrite(folder / "aux_arrays.npz", **changed, notes=np.zeros((2, 2)))
+    after = read_run(folder)
+    for kind in ("index", "correctness"):
+        for group, values in getattr(before, kind).items():
+            np.testing.assert_array_equal(getattr(after, kind)[group], values)
+    assert after.index["train"].dtype == np.int64
+
+
+def test_positions_from_one_are_refused_unless_meant(tmp_path: Path) -> None:
+    own_runs(tmp_path, runs=1)
+    path = tmp_path / "0.7" / "000" / "aux_arrays.npz"
+    with np.load(path) as file:
+        shifted = {key: file[key] + 1 for key in ("index_train", "index_removed", "subsample_idx")}
+    rewrite(path, **shifted)
+    with pytest.raises(InputError, match="index_train and index_removed run from 1 to 40; count them from 0"):
+        read_run(path.parent)
+    path.with_suffix(".json").touch()  # a run of train_fz_models.py --subset with these positions
+    np.testing.assert_array_equal(read_run(path.parent).examples, np.arange(1, 41))
+
+
+@pytest.mark.parametrize("name", ["7 (copy)", "run_7", "-7", "7.0", "\uff17", "7_old", "0" * 17 + "7"])
+def test_a_run_under_a_name_that_is_no_number_is_refused(tmp_path: Path, name: str) -> None:
+    own_runs(tmp_path, runs=2)
+    (tmp_path / "0.7" / "notes").mkdir()
+    (tmp_path / "0.7" / "9").mkdir()  # unfinished
+    assert list_runs(tmp_path, "0.7", 0, None) == [0, 1]
+    shutil.copytree(tmp_path / "0.7" / "001", tmp_path / "0.7" / name)
+    with pytest.raises(InputError, match=rf"{re.escape(name)}: holds aux_arrays\.npz, but its name is no run's number"):
+        list_runs(tmp_path, "0.7", 0, None)
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    own_runs(tmp_path, runs=3)
+    shutil.copytree(tmp_path / "0.7" / "001", tmp_path / "0.7" / "17")
+    with pytest.raises(InputError, match="17: holds the same run as .*001; a run counts once"):
+        list(read_runs(tmp_path, "0.7", list_runs(tmp_path, "0.7", 0, None)))
+    (tmp_path / "0.7" / "17").rename(tmp_path / "0.7" / "1")
+    for use in (lambda: list_runs(tmp_path, "0.7", 0, None), lambda: run_dir(tmp_path, "0.7", 1)):
+        with pytest.raises(InputError, match="0.7/1 and .*0.7/001: two folders of run 1"):
+            use()
+
+
+def test_runs_about_other_examples_are_refused(tmp_path: Path) -> None:
+    own_runs(tmp_path, runs=3)
+    path = tmp_path / "0.7" / "001" / "aux_arrays.npz"
+    with np.load(path) as file:
+        last = np.argmax(file["index_removed"])
+        fewer = {key: np.delete(file[key], last) for key in ("index_removed", "correctness_removed")}
+    rewrite(path, **fewer)
+    with pytest.raises(InputError, match="001: the examples .* 39 of them, are not those of .*000"):
+        list(read_runs(tmp_path, "0.7", range(3)))
+    with pytest.raises(
+        InputError, match=r"000/aux_arrays\.npz: key 'index_\w+' holds 39, the data set has 39 examples"
+    ):
+        next(read_runs(tmp_path, "0.7", range(3), size=39))
+
+
+def test_scripts_name_the_run_they_refuse(ensemble: Path, tmp_path: Path) -> None:
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir")
+    shutil.copytree(ensemble / "score_dir", tmp_path / "score_dir")
+    config, runs = write_config(tmp_path), tmp_path / "fz_model_dir/mnist_smallcnn/0.7"
+    scripts = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3"), ("scripts/make_memorization_subsets.py",)
+    with np.load(runs / "2" / "aux_arrays.npz") as file:
+        outside = np.where(np.arange(60) == 5, 60_000, file["index_removed"])
+    rewrite(runs / "2" / "aux_arrays.npz", index_removed=outside)
+    for script in scripts:
+        refused = run_script(*script, "--config", config)
+        mention = "'index_removed' holds 60000, the data set has 60000 examples"
+        assert_refused(refused, runs / "2", mention, what="a position outside the data set")
+    shutil.copy(ensemble / "fz_model_dir/mnist_smallcnn/0.7/2/aux_arrays.npz", runs / "2")
+    shutil.copytree(runs / "3", runs / "17")
+    for script in scripts:
+        refused = run_script(*script, "--config", config)
+        assert_refused(refused, runs / "17", "the same run as", runs / "3", what="a copy of a run")
+    name = "mnist_smallcnn_0.7_"
+    shutil.copytree(tmp_path / "score_dir" / f"{name}3", tmp_path / "score_dir" / f"{name}17")
+    for path in (tmp_path / "score_dir" / f"{name}17").iterdir():
+        path.rename(path.with_name(path.name.replace(f"{name}3", f"{name}17")))
+    found = ScoredEnsemble.find(tmp_path / "fz_model_dir", tmp_path / "score_dir", "mnist", "smallcnn", "0.7")
+    with pytest.raises(InputError, match="17: holds the same run as .*/3;"):
+        list(found.read())
+    assert not (tmp_path / "private_model_dir").exists()
+
+
+@pytest.mark.parametrize("prob", [False, True])
+def test_positions_of_another_order_are_refused(ensemble: Path, tmp_path: Path, prob: bool) -> None:
+    shutil.copytree(ensemble / "fz_model_dir", tmp_path / "fz_model_dir")
+    path = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0/aux_arrays.npz"
+    order = np.random.default_rng(0).permutation(200)
+    with np.load(path) as file:
+        changed: dict[str, np.ndarray | None] = {
+            key: order[file[key]] for key in ("index_train", "index_removed", "subsample_idx")
+        }
+        if not prob:
+            changed |= dict.fromkeys(key for key in file.files if key.startswith("prob_"))
+    rewrite(path, **changed)
+    command = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "1", "--config", write_config(tmp_path))
+    refused = run_script(*command)
+    assert_refused(
+        refused, "mnist_smallcnn_0.7_0: ", "the order or the scale of the data", what="data in another order"
+    )
+    assert not list(tmp_path.rglob("curv_scores*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])

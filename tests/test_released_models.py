@@ -14,13 +14,11 @@ from conftest import ROOT, assert_refused, run_script, write_config
 
 import calc_curv_fz_imagenet_models
 import calc_curv_fz_models
-from libdata import tfds_order
 from libdata.errors import InputError
 from libdata.fz import read_run
 from libdata.imagenet import read_imagenet_index
 from libdata.store import load_scores, read_sidecar
 from libmodels import shard_scoring
-from libmodels.scoring import check_agreement
 from libmodels.tf_checkpoint import TensorFlowReader, converted
 
 KINDS = ("curv_scores", "trace", "true_labels")
@@ -77,14 +75,14 @@ def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
     folder, config = work
     command = ["--config", str(config), "--ratio", "all", *CIFAR]
 
+    own_map = folder / "fz_models" / "cifar100-inception" / "tfds_order.npz"
+    np.savez(own_map, train=np.arange(64), test=np.arange(16))
     with pytest.raises(
         InputError, match=r"cifar100_small_inception_0\.7_0: agrees .* not on 99%: the order or the scale"
     ):
         calc_curv_fz_models.main(command)  # TFDS positions taken for torchvision's
     assert not list(folder.rglob("curv_scores*"))
-
-    tfds_order.main(["--config", str(config), "cifar100", str(released / "tfds")])
-    capsys.readouterr()
+    own_map.unlink()
     calc_curv_fz_models.main([*command, "--keep_converted"])
     assert capsys.readouterr().out.splitlines() == [f"cifar100_small_inception_0.7_{run}: scored" for run in (0, 3)]
     name = "cifar100_small_inception_0.7_0"
@@ -111,9 +109,8 @@ def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
     assert {path.name: path.read_bytes() for path in (folder / "scores" / name).glob("*.npy")} == content
 
 
-def test_a_wrong_scale_is_noticed(work, released, monkeypatch):
+def test_a_wrong_scale_is_noticed(work, monkeypatch):
     folder, config = work
-    tfds_order.main(["--config", str(config), "cifar100", str(released / "tfds")])
     real = calc_curv_fz_models.load_dataset
     monkeypatch.setattr(
         calc_curv_fz_models, "load_dataset", lambda *a, **k: real(*a, **k | {"normalization": "standard"})
@@ -199,21 +196,6 @@ def test_generated_jobs_cover_every_model_once():
     ]  # fmt: skip
 
 
-def test_agreement_bound():
-    recorded = np.r_[np.ones(1000), np.full(50, np.nan)]
-    correct = np.ones(1050, dtype=bool)
-    correct[:10] = False
-    check_agreement(correct, recorded, "model")
-    correct[10] = False
-    with pytest.raises(InputError, match=r"model: agrees .* on 98\.90% of 1000 examples"):
-        check_agreement(correct, recorded, "model")
-    check_agreement(correct, recorded, "model", spread=3)
-    correct[:30] = False
-    with pytest.raises(InputError, match=r"97\.00%"):
-        check_agreement(correct, recorded, "model", spread=3)
-    check_agreement(correct, np.full(1050, np.nan), "model")
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -256,7 +238,13 @@ def test_an_index_in_two_files_is_noticed_at_the_merge(work, converted_imagenet,
     def quick(model, name, path, order, args, device, pool, progress):
         start = {"0": 0, "1": 0, "2": 5}[path.name[10]]
         index = np.arange(start, start + 3)
-        return {"index": index, "curvature": np.ones(3), "trace": np.ones(3), "correct": np.ones(3, bool)}
+        return {
+            "index": index,
+            "curvature": np.ones(3),
+            "trace": np.ones(3),
+            "correctness": np.ones(3, bool),
+            "prob": np.ones(3),
+        }
 
     monkeypatch.setattr(shard_scoring, "_score_file", quick)
     monkeypatch.setattr(shard_scoring, "check_agreement", lambda *a, **k: None)
@@ -271,7 +259,13 @@ def test_sidecars_of_parts_are_compared(work, converted_imagenet, monkeypatch):
 
     def quick(model, name, path, order, args, device, pool, progress):
         index = np.arange(1)
-        return {"index": index, "curvature": np.ones(1), "trace": np.ones(1), "correct": np.ones(1, bool)}
+        return {
+            "index": index,
+            "curvature": np.ones(1),
+            "trace": np.ones(1),
+            "correctness": np.ones(1, bool),
+            "prob": np.ones(1),
+        }
 
     monkeypatch.setattr(shard_scoring, "_score_file", quick)
     monkeypatch.setattr(shard_scoring, "check_agreement", lambda *a, **k: None)

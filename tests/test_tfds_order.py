@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from libdata import tfds_order
 from libdata.errors import InputError
 from libdata.fz import ensemble_root, list_ratios, read_run, read_tfds_order
+from libdata.fz import tfds_order as computed_order
 from libdata.indexed_tfrecords import encode_example, frame
 from libdata.store import read_sidecar
 from libdata.tfds_order import match_images, read_cifar_memorization, read_tfds
@@ -35,6 +39,9 @@ def test_the_tool_finds_the_order_and_reports_twins(released, ensemble, capsys):
     out = capsys.readouterr().out
     assert "cifar100 train: 64 images matched; with a twin: 1 told apart by label, 2 by position" in out
     assert "cifar100 test: 16 images matched; with a twin: 0 told apart by label, 0 by position" in out
+    assert "cifar100 test: the computed order is the same" in out
+    differing = re.search(r"cifar100 train: the computed order (?:is the same|differs at 2 positions, with equal)", out)
+    assert differing
     order = read_tfds_order(root) or {}
     np.testing.assert_array_equal(order["test"], truth["order_test"])
     differ = np.flatnonzero(order["train"] != truth["order_train"])
@@ -51,21 +58,59 @@ def test_the_tool_finds_the_order_and_reports_twins(released, ensemble, capsys):
     assert "there already" in capsys.readouterr().out
 
 
-def test_runs_are_read_in_torchvisions_order(released, ensemble):
+@pytest.mark.parametrize("copy", [False, True], ids=["computed", "from a copy"])
+def test_runs_are_read_in_torchvisions_order(released, ensemble, copy):
     root, config, truth = ensemble
-    before = read_run(root / "0.7" / "0")
-    tfds_order.main(["--config", str(config), "cifar100", str(released / "tfds")])
+    with np.load(root / "0.7" / "0" / "aux_arrays.npz", allow_pickle=False) as file:
+        in_file = file["index_train"]
+    order = truth["order_train"]
+    if copy:
+        tfds_order.main(["--config", str(config), "cifar100", str(released / "tfds")])
+        order = (read_tfds_order(root) or {})["train"]
     run = read_run(root / "0.7" / "0")
     everything = np.arange(64)
     np.testing.assert_array_equal(run.examples, everything)
-    order = (read_tfds_order(root) or {})["train"]
-    np.testing.assert_array_equal(run.index["train"], order[before.index["train"]])
+    np.testing.assert_array_equal(run.index["train"], order[in_file])
     np.testing.assert_array_equal(run.subsample_idx, run.index["train"])
     _, correct = run.on(everything)
     np.testing.assert_array_equal(correct, truth["correct_train"])
     test = np.empty(16)
     test[run.index["test"]] = run.correctness["test"]
     np.testing.assert_array_equal(test, truth["correct_test"])
+
+
+def test_order_is_the_one_tensorflow_datasets_writes():
+    """First ids of CIFAR-10's training split as TFDS 3.0.2 gives them (`train_16399`, ... in its users' printouts)."""
+    ids = [16399, 1680, 47917, 17307, 27051, 48736, 26263, 1456, 19135, 31598, 12970]
+    np.testing.assert_array_equal(computed_order("train", 50_000)[:11], ids)
+    for split, size in (("train", 50_000), ("test", 10_000)):
+        order = computed_order(split, size)
+        np.testing.assert_array_equal(np.sort(order), np.arange(size))
+        digests = [hashlib.md5(split.encode() + b"%d" % position).hexdigest() for position in order]
+        assert digests == sorted(digests)
+
+
+def test_only_released_cifar_ensembles_are_in_that_order(ensemble, tmp_path):
+    root, _, _ = ensemble
+    plain = read_run(Path(shutil.copytree(root, tmp_path / "cifar100_small_inception")) / "0.7" / "0")
+    translated = read_run(root / "0.7" / "0")
+    np.testing.assert_array_equal(computed_order("train", 64)[plain.index["train"]], translated.index["train"])
+    np.testing.assert_array_equal(computed_order("test", 16)[plain.index["test"]], translated.index["test"])
+    imagenet = read_run(Path(shutil.copytree(root, tmp_path / "imagenet-resnet50")) / "0.7" / "0")
+    np.testing.assert_array_equal(imagenet.index["train"], plain.index["train"])
+
+
+def test_a_released_run_that_does_not_cover_the_split_is_refused(ensemble):
+    root, _, _ = ensemble
+    path = root / "0.7" / "0" / "aux_arrays.npz"
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    inner = np.flatnonzero(arrays["index_removed"] != 63)[0]
+    for key in ("index_removed", "correctness_removed"):
+        arrays[key] = np.delete(arrays[key], inner)
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=r"holds 63, the order map 63 positions"):
+        read_run(path.parent)
 
 
 def test_a_map_of_another_size_is_refused(ensemble):
@@ -144,9 +189,12 @@ def test_memorization_in_either_order(tmp_path):
     np.testing.assert_array_equal(read_cifar_memorization(path, labels, order), memorization)
     np.savez(path, tr_mem=memorization[order["train"]], tr_labels=labels[order["train"]])
     np.testing.assert_array_equal(read_cifar_memorization(path, labels, order), memorization)
-    with pytest.raises(InputError, match="not in torchvision's order; make the order map"):
+    with pytest.raises(InputError, match="neither torchvision's order nor TFDS's"):
         read_cifar_memorization(path, labels, None)
-    with pytest.raises(InputError, match="nor in the order map's"):
+    with pytest.raises(InputError, match="nor the order map's"):
         read_cifar_memorization(path, labels, {"train": np.roll(order["train"], 1)})
+    tfds = computed_order("train", 50)
+    np.savez(path, tr_mem=memorization[tfds], tr_labels=labels[tfds])
+    np.testing.assert_array_equal(read_cifar_memorization(path, labels, None), memorization)
     with pytest.raises(InputError, match=r"'tr_mem' \(50,\) and 'tr_labels' \(50,\) for 49 examples"):
         read_cifar_memorization(path, labels[:49], None)

@@ -1,0 +1,83 @@
+"""Does a model do on data what was recorded with it, or what it would do on the data in a random order?
+
+Agreement as such says little: at an accuracy of 99 %, results in any order agree on 98 %. What counts is whether the
+same examples are marked, for example as errors. With n examples, R of them marked in the record, C now and D in one of
+the two only, a random order has D around R + C - 2 R C / n, and the number marked in both is hypergeometric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+FEW = 2
+"""Examples on a border that a right model may mark otherwise, by rounding, where next to none is marked."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far two markings of the same examples coincide.
+
+    Attributes:
+        n: Number n of examples.
+        recorded: Number R marked in the record.
+        now: Number C marked now.
+        differ: Number D marked in one of the two only.
+        p_random: Probability that a random order has as many marked in both, or more.
+    """
+
+    n: int
+    recorded: int
+    now: int
+    differ: int
+    p_random: float
+
+    @property
+    def expected(self) -> float:
+        """Mean of `differ` over random orders."""
+        return self.recorded + self.now - 2 * self.recorded * self.now / max(self.n, 1)
+
+    def p_right(self, share: float) -> float:
+        """Probability of as many differences, or more, in the right order.
+
+        Args:
+            share: The right order has at most this share of a random order's differences, and `FEW` more, in the
+                mean.
+        """
+        return float(stats.poisson.sf(self.differ - 1, share * self.expected + FEW))
+
+    def p_rate(self, rate: float) -> float:
+        """Probability of as many differences, or more, if an example differs with probability `rate`."""
+        return float(stats.binom.sf(self.differ - 1, self.n, rate))
+
+
+def overlap(recorded: np.ndarray, now: np.ndarray) -> Overlap:
+    """Compare two markings.
+
+    Args:
+        recorded: Whether an example is marked in the record, bool (N,).
+        now: Whether it is marked now, bool (N,).
+    """
+    n, r, c = len(recorded), int(recorded.sum()), int(now.sum())
+    both = int((recorded & now).sum())
+    return Overlap(n, r, c, r + c - 2 * both, float(stats.hypergeom.sf(both - 1, n, r, c)))
+
+
+def below_median(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mark the lower half of some values, (N,): those below the median or, where there is none, those at it.
+
+    Returns:
+        The marks, bool (N,), and a limit between marked and unmarked values (infinite if all are marked).
+    """
+    low = values < np.median(values)
+    low = low if low.any() else values <= np.median(values)
+    return low, float((values[low].max() + values[~low].min(initial=np.inf)) / 2)
+
+
+def lowest(values: np.ndarray, count: int) -> np.ndarray:
+    """Mark the `count` lowest of some values, (N,)."""
+    marks = np.zeros(len(values), dtype=bool)
+    marks[np.argsort(values, kind="stable")[:count]] = True
+    return marks

@@ -129,7 +129,7 @@ def calibrate_noise_multiplier(
 
 
 def _cheap_bracket(spent: Callable[[float], float], epsilon: float) -> tuple[float, float]:
-    """Return noise multipliers that spend more and at most epsilon; the second is above 1e5 where none up to it does."""
+    """Return noise multipliers that spend more and at most epsilon; the second exceeds 1e5 if none up to it does."""
     low, high = 0.5, 1.0
     while high <= _LARGEST_NOISE and spent(high) > epsilon:
         low, high = high, 2 * high
@@ -150,7 +150,7 @@ def _lower_end(
 
 
 def _unsampled_noise(epsilon: float, delta: float, steps: int) -> float:
-    """Return the noise multiplier that spends epsilon without sampling, where steps add up to one Gaussian mechanism."""
+    """Return the noise multiplier that spends epsilon without sampling: steps add up to one Gaussian mechanism."""
 
     def gap(log_noise: float) -> float:
         alone = gaussian_epsilon(np.array(math.exp(log_noise) / math.sqrt(steps)), delta)

@@ -106,8 +106,8 @@ def test_more_steps_and_less_noise_cost_more_and_renyi_is_looser(noise: float, r
 
 
 EXTREMES = [
-    (8, 1e-5), (8, 1e-15), (8, 1e-300), (1e-6, 1e-5), (1e-3, 1e-5), (1e-300, 1e-5), (1e-6, 1e-15), (0.1, 1e-300), (1e6, 1e-5),
-    (1e6, 1e-15),
+    (8, 1e-5), (8, 1e-15), (8, 1e-300), (1e-6, 1e-5), (1e-3, 1e-5), (1e-300, 1e-5), (1e-6, 1e-15), (0.1, 1e-300),
+    (1e6, 1e-5), (1e6, 1e-15),
 ]  # fmt: skip
 CALIBRATE = """
 import json, sys
@@ -147,8 +147,8 @@ def test_small_epsilons_without_sampling_are_the_closed_form(epsilon: float) -> 
 
 
 def test_training_for_a_tiny_delta_is_refused_and_renyi_accounting_does_it(tmp_path: Path) -> None:
-    line = ("train_dp.py", "--config", write_config(tmp_path), "--data_subset", 100, "--batch_size", 20)
-    line += ("--epsilon", 8, "--epochs", 1, "--delta", "1e-15")
+    study = ("--config", write_config(tmp_path), "--data_subset", 100, "--batch_size", 20)
+    line = ("train_dp.py", *study, "--epsilon", 8, "--epochs", 1, "--delta", "1e-15")
     refused = run_script(*line, OMP_NUM_THREADS="1")
     assert_refused(refused, "--epsilon 8", "'pld'", "1e-15", "inf", "'rdp'")
     assert run_script(*line, "--accountant", "rdp").returncode == 0

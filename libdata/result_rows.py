@@ -1,4 +1,4 @@
-"""Result files as rows of text: joined, and taken apart, with every value as it was written."""
+"""Result files as rows of text: joined, and taken apart, with every value as it was written but for decimal commas."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from libdata.errors import InputError
 from libdata.sensitivity_results import DISTANCE, SensitivityResults, table_bytes
 from libdata.store import write_atomic
+from libdata.text_tables import open_table
 
 RUN = "run"
 
@@ -56,30 +57,34 @@ def split(paths: Sequence[Path], results: SensitivityResults, directory: Path) -
 
 
 def _read_rows(paths: Sequence[Path]) -> tuple[list[str], Iterator[list[str]]]:
-    """Return a header, all files' columns and `run` last, and the rows in that order of columns."""
-    headers = []
-    for path in paths:
-        with open(path, newline="", encoding="utf-8") as file:
-            headers.append(next(csv.reader(file)))
-    header = [*dict.fromkeys(name for one in headers for name in one if name != RUN), RUN]
-    numbers = [match.group() for path in paths if (match := re.search(r"\d+$", path.stem))]
+    """Return a header, the columns of the first file with `run` last, and all files' rows in that order of columns."""
+    files = [open_table(path) for path in paths]
+    header = [*(name for name in files[0].names if name and name != RUN), RUN]
+    for file in files:
+        for name in {*header, *filter(None, file.names)} - {RUN}:
+            if (name in file.names) != (name in header):
+                without, having = (file, files[0]) if name in header else (files[0], file)
+                raise InputError(f"{without.path}: lacks the column {name!r}, which {having.path} has")
+    numbers = [match[1] for path in paths if (match := re.search(r"(\d+)(?:\.[a-z]\w*)*$", path.name, re.IGNORECASE))]
     names = numbers if len(set(numbers)) == len(paths) else [str(1 + position) for position in range(len(paths))]
 
     def rows() -> Iterator[list[str]]:
         owner: dict[str, Path] = {}
-        for path, own_header, name in zip(paths, headers, names, strict=True):
+        filled: list[set[str]] = []
+        for file, number in zip(files, names, strict=True):
+            own_header = list(filter(None, file.names))
             take = [own_header.index(column) if column in own_header else None for column in header]
-            with open(path, newline="", encoding="utf-8") as file:
-                reader = csv.reader(file)
-                next(reader)
-                for row in reader:
-                    if not row:
-                        continue
-                    found = ["" if position is None else row[position] for position in take]
-                    found[-1] = found[-1] or name
-                    if owner.setdefault(found[-1], path) != path:
-                        raise InputError(f"{path}: run {found[-1]} is in {owner[found[-1]]} too")
-                    yield found
+            filled.append(set())
+            for row in file.rows():
+                filled[-1].update(name for name, field in zip(own_header, row, strict=True) if field)
+                found = ["" if position is None else row[position] for position in take]
+                found[-1] = found[-1] or number
+                if owner.setdefault(found[-1], file.path) != file.path:
+                    raise InputError(f"{file.path}: run {found[-1]} is in {owner[found[-1]]} too")
+                yield found
+            for name in sorted(filled[-1] ^ filled[0] - {RUN}):
+                blank = file if name in filled[0] else files[0]
+                raise InputError(f"{blank.path}: the column {name!r} is blank there, but not in all files")
 
     return header, rows()
 

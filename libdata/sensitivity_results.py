@@ -2,13 +2,15 @@
 
 The columns are the published ones. `distance (sum)` is the clipped norm divided by the batch size, `p` the sampling
 rate, `sigma` the noise multiplier, `cn` the clipping norm. Files may hold several runs; a run is told by its file and,
-within it, by whatever of `run`, `save_name`, `res_name`, `id` and `seed` the file has.
+within it, by whatever of `run`, `save_name`, `res_name`, `id` and `seed` the file has. Seeds that share no step are one
+run whose stages were separate processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from libdata.errors import InputError
+from libdata.text_tables import open_table
 
 DISTANCE = "distance (sum)"
 STEP_COST = "Privacy cost"
@@ -28,6 +31,7 @@ _SETTINGS = ("sigma", "p", "batch_size", "cn")
 _REQUIRED = (DISTANCE, "step", "point", *_SETTINGS)
 _TEXT_SETTINGS = ("dataset", "model", "reduction")
 _IDENTITY = ("run", "save_name", "res_name", "id", "seed")
+_SEED = "seed"
 _LENGTH = ("total_steps", "epochs")
 _CLIPPING_SLACK = 1e-4
 
@@ -72,7 +76,7 @@ def read_results(
     """Read and check result files that belong to one experiment.
 
     Args:
-        paths: CSV files, each with one or more runs.
+        paths: CSV files, each with one or more runs, in any form that `text_tables` reads.
         distance_unit: Unit of `distance (sum)`: "batch_mean" for clipped norm / batch size, as it is saved; "norm" to
             take the number for the clipped norm itself, as one published reader does.
         columns: Further numeric columns to return, for example "grad_norm" or "correct".
@@ -134,17 +138,12 @@ class _Run(NamedTuple):
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     numeric = {*_REQUIRED, *_LENGTH, *columns, "accuracy", "clipped_norm"}
     text = {*_TEXT_SETTINGS, *_IDENTITY}
-    header = _header(path)
-    missing = [name for name in (*_REQUIRED, *columns) if name not in header]
+    file = open_table(path)
+    missing = [name for name in (*_REQUIRED, *columns) if name not in file.names]
     if missing:
         raise InputError(f"{path}: not a result file with what is needed, it lacks {', '.join(map(repr, missing))}")
-    wanted = [name for name in header if name in numeric or name in text]
-    try:
-        table = pd.read_csv(path, usecols=wanted, dtype=dict.fromkeys(text, "category"))
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: cannot read as CSV: {error}") from error
-    if table.empty:
-        raise InputError(f"{path}: holds no rows")
+    wanted = [name for name in file.names if name in numeric or name in text]
+    table = file.frame(wanted, text)
     needed = {*_REQUIRED, *columns}
     present = [name for name in wanted if name in needed or (name in numeric and not table[name].isna().all())]
     _check_numbers(path, table, present)
@@ -163,11 +162,24 @@ def _one_value(name: str, column: pd.Series, path: Path, settings: dict[str, tup
 
 def _split_runs(path: Path, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     telling = [name for name in _IDENTITY if name in table and table[name].nunique(dropna=False) > 1]
-    if not telling:
-        yield str(path), table
-        return
-    for key, rows in table.groupby(telling, observed=True, dropna=False, sort=False):
-        yield f"{path} ({', '.join(f'{name} {value}' for name, value in zip(telling, key, strict=True))})", rows
+    others = [name for name in telling if name != _SEED]
+    groups = table.groupby(others, observed=True, dropna=False, sort=False) if others else [((), table)]
+    for key, rows in groups:
+        parts = [rows]
+        if _SEED in telling:
+            parts = [part for _, part in rows.groupby(_SEED, observed=True, dropna=False, sort=False)]
+        if len(parts) > 1 and sum(part["step"].nunique() for part in parts) == rows["step"].nunique():
+            label = _label(path, others, key)
+            print(f"{label}: its {len(parts)} seeds share no step, read as one run", file=sys.stderr)
+            parts = [rows]
+        names = telling if len(parts) > 1 else others
+        for part in parts:
+            yield _label(path, names, [part[name].iloc[0] for name in names]), part
+
+
+def _label(path: Path, names: Sequence[str], values: Iterable[object]) -> str:
+    told = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    return f"{path} ({told})" if told else str(path)
 
 
 def _arrange(label: str, rows: pd.DataFrame, columns: Sequence[str]) -> _Run:
@@ -255,7 +267,7 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file cannot be read or has neither form, a point is repeated, or a cost is no number >= 0.
     """
-    header = _header(path)
+    header = open_table(path).names
     if cost not in header and {"point", "step", STEP_COST} <= set(header):
         steps = _read_columns(path, ("point", "step", STEP_COST), unique=("point", "step"))
         points, position = np.unique(steps["point"].astype(np.int64), return_inverse=True)
@@ -269,39 +281,33 @@ def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
     return pd.DataFrame(dict(columns)).to_csv(index=False).encode()
 
 
-def _header(path: str | Path) -> list[str]:
-    try:
-        return list(pd.read_csv(path, nrows=0).columns)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: cannot read as CSV: {error}") from error
-
-
 def _read_columns(path: str | Path, names: Sequence[str], unique: Sequence[str] = ("point",)) -> dict[str, np.ndarray]:
-    missing = [name for name in names if name not in _header(path)]
+    file = open_table(path)
+    missing = [name for name in names if name not in file.names]
     if missing:
-        raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(map(repr, _header(path)))}")
-    try:
-        table = pd.read_csv(path, usecols=list(names))
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: cannot read as CSV: {error}") from error
-    if table.empty:
-        raise InputError(f"{path}: holds no rows")
+        raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(map(repr, file.names))}")
+    table = file.frame(names)
     _check_numbers(path, table, names)
-    repeated = np.flatnonzero(table.duplicated(list(unique)))
-    if repeated.size:
-        raise InputError(f"{path}: row {repeated[0] + 2}: point {table['point'][repeated[0]]:g} is repeated")
+    repeated = table[table.duplicated(list(unique))]
+    if len(repeated):
+        raise InputError(f"{path}: row {repeated.index[0]}: point {repeated['point'].iloc[0]:g} is repeated")
     return {name: table[name].to_numpy(dtype=np.float64) for name in names}
 
 
 def _check_numbers(path: str | Path, table: pd.DataFrame, names: Iterable[str]) -> None:
     """Refuse what is not a finite number >= 0, and points and steps that are not whole."""
     for name in names:
-        if not (pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_bool_dtype(table[name])):
-            raise InputError(f"{path}: column {name!r} holds something that is not a number")
-        values = table[name].to_numpy(dtype=np.float64)
+        column = table[name]
+        if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+            strange = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
+            row, value = next(iter(strange.items()), (column.index[0], column.iloc[0]))
+            raise InputError(f"{path}: row {row}: {name} is {value!r}, not a number")
+        values = column.to_numpy(dtype=np.float64)
         bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if bad.size:
-            raise InputError(f"{path}: row {bad[0] + 2}: {name} is {values[bad[0]]:g}, must be finite and not negative")
+            row, value = column.index[bad[0]], values[bad[0]]
+            raise InputError(f"{path}: row {row}: {name} is {value:g}, must be finite and not negative")
         fractional = np.flatnonzero(values != np.floor(values)) if name in ("step", "point") else bad
         if fractional.size:
-            raise InputError(f"{path}: row {fractional[0] + 2}: {name} {values[fractional[0]]:g} is not whole")
+            row, value = column.index[fractional[0]], values[fractional[0]]
+            raise InputError(f"{path}: row {row}: {name} {value:g} is not whole")

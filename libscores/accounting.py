@@ -7,6 +7,9 @@ removed example. Three accountants give an upper bound on epsilon after a number
 - "pld": privacy loss distributions (dp-accounting; Doroshenko et al., "Connect the Dots", arXiv 2207.04380 v1);
 - "rdp": Renyi divergences (dp-accounting; Mironov, Talwar, Zhang, arXiv 1908.10530 v1), fast and looser;
 - "prv": privacy random variables (Opacus; Gopi et al., arXiv 2106.02848 v3), slow and hungry beyond epsilon = 20.
+
+"pld" and "prv" are numerical: their rounding hides a delta below about 1e-14, and "prv" adds 0.01 to every epsilon.
+What they cannot resolve is refused; "rdp" has an answer for any delta.
 """
 
 from __future__ import annotations
@@ -14,16 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import dp_accounting
+import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 
+from libscores.one_step import gaussian_epsilon
+
 ACCOUNTANTS = ("pld", "rdp", "prv")
 # Whole orders only: the series of the fractional ones does not converge for a small noise multiplier.
 RDP_ORDERS = (*range(2, 65), *range(68, 129, 4), *range(144, 257, 16), 512, 1024)
-_NOISE_STEP = 1e-5
+_NOISE_STEP, _LEAST_NOISE, _LARGEST_NOISE = 1e-5, 0.01, 1e5
+# What one evaluation may take: bins of a step's privacy loss ("pld"), points of the whole run's ("prv").
+_PLD_BINS, _PRV_POINTS = 2 * 10**5, 2**22
 
 
 def spent_epsilon(
@@ -45,25 +54,20 @@ def spent_epsilon(
         interval: Width of a bin of the privacy loss ("pld" only); a wider one is faster and gives a larger bound.
 
     Returns:
-        Epsilon >= 0; 0 after no step.
+        Epsilon >= 0; 0 after no step; infinite where the accountant does not resolve delta.
 
     Raises:
-        ValueError: An argument is out of range or the accountant is unknown.
+        ValueError: An argument is out of range, the accountant is unknown, or it fails at these values.
     """
     _check(sample_rate, steps, delta, accountant, noise_multiplier=noise_multiplier)
     if steps == 0:
         return 0.0
-    if accountant == "pld":
-        steps_pld = _step_pld(noise_multiplier, sample_rate, interval).self_compose(steps)
-        return float(steps_pld.get_epsilon_for_delta(delta))
-    if accountant == "rdp":
-        step = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
-        return float(RdpAccountant(RDP_ORDERS).compose(step, steps).get_epsilon(delta))
-    from opacus.accountants import PRVAccountant
-
-    prv = PRVAccountant()
-    prv.history = [(noise_multiplier, sample_rate, steps)]
-    return float(prv.get_epsilon(delta))
+    bound = {"pld": _pld_epsilon, "rdp": _rdp_epsilon, "prv": _prv_epsilon}[accountant]
+    try:
+        return max(0.0, bound(noise_multiplier, sample_rate, steps, delta, interval))
+    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        where = f"noise multiplier {noise_multiplier:g}, {steps} steps, delta {delta:g}"
+        raise ValueError(f"accountant {accountant!r} fails at {where}: {error}") from error
 
 
 def calibrate_noise_multiplier(
@@ -79,11 +83,12 @@ def calibrate_noise_multiplier(
         accountant: One of `ACCOUNTANTS`.
 
     Returns:
-        The noise multiplier, a multiple of 1e-5 within 2e-5 of the least one, and the epsilon that it spends.
+        The noise multiplier, a multiple of 1e-5 within 2e-5 of the least one unless the accountant's own rounding is
+        coarser, and the epsilon that it spends.
 
     Raises:
-        ValueError: An argument is out of range, the accountant is unknown, or no noise multiplier between
-            0.01 and 1e5 spends this epsilon.
+        ValueError: An argument is out of range, the accountant is unknown or does not resolve epsilon or delta, or no
+            noise multiplier between 0.01 and 1e5 spends this epsilon.
     """
     _check(sample_rate, steps, delta, accountant, epsilon=epsilon)
     if steps == 0:
@@ -92,26 +97,67 @@ def calibrate_noise_multiplier(
     def spent(noise_multiplier: float, method: str = accountant) -> float:
         return spent_epsilon(noise_multiplier, sample_rate, steps, delta, method, pld_interval(epsilon))
 
-    # Renyi accounting is cheap and never below the truth: its answer is the upper end of the search.
-    low, high = 0.5, 1.0
-    while spent(high, "rdp") > epsilon:
-        low, high = high, 2 * high
-        if high > 1e5:
-            raise ValueError(f"no noise multiplier up to 1e5 gives epsilon {epsilon:g} after {steps} steps")
-    while low > 0.01 and spent(low, "rdp") <= epsilon:
-        low, high = low / 2, low
+    low, high = _cheap_bracket(lambda value: spent(value, "rdp"), epsilon)
+    unreachable = ValueError(f"no noise multiplier up to 1e5 gives epsilon {epsilon:g} after {steps} steps")
+    if accountant == "rdp" and high > _LARGEST_NOISE:
+        raise unreachable
     if accountant != "rdp":
-        high = _root(lambda value: spent(value, "rdp"), epsilon, low, high, 0.01)
-        low = 0.9 * high
-        while spent(low) <= epsilon:
-            low, high = 0.9 * low, low
-            if low < 0.01:
-                raise ValueError(f"no noise multiplier down to 0.01 spends epsilon {epsilon:g} in {steps} steps")
+        # Renyi accounting is never below the truth, and sampling never costs: each gives an upper end of the search.
+        if high > _LARGEST_NOISE:
+            high, proof = min(_unsampled_noise(epsilon, delta, steps), _LARGEST_NOISE), "the closed form"
+        else:
+            high, proof = _root(lambda value: spent(value, "rdp"), epsilon, low, high, 0.01), "'rdp'"
+        start, tries = high, 0
+        while (cost := spent(high)) > epsilon:
+            if high >= _LARGEST_NOISE:
+                raise unreachable
+            if tries == 4 or math.isinf(cost):
+                raise ValueError(
+                    f"accountant {accountant!r} does not resolve epsilon {epsilon:g} at delta {delta:g}: it finds "
+                    f"{cost:g} at noise multiplier {high:g}, where {proof} needs {start:g}"
+                )
+            high, tries = 1.03 * high, tries + 1
+        low, high = _lower_end(spent, epsilon, 0.9 * high, high, 0.9)
     noise_multiplier = _root(spent, epsilon, low, high, _NOISE_STEP / 4)
     noise_multiplier = round(math.ceil(noise_multiplier / _NOISE_STEP) * _NOISE_STEP, 5)
-    while (cost := spent(noise_multiplier)) > epsilon:
-        noise_multiplier = round(noise_multiplier + _NOISE_STEP, 5)
-    return noise_multiplier, cost
+    for tries in range(40):
+        cost = spent(noise_multiplier)
+        if cost <= epsilon:
+            return noise_multiplier, cost
+        noise_multiplier = round(noise_multiplier + _NOISE_STEP * 2 ** max(0, tries - 4), 5)
+    raise ValueError(f"accountant {accountant!r} does not settle on a noise multiplier for epsilon {epsilon:g}")
+
+
+def _cheap_bracket(spent: Callable[[float], float], epsilon: float) -> tuple[float, float]:
+    """Return noise multipliers that spend more and at most epsilon; the second exceeds 1e5 if none up to it does."""
+    low, high = 0.5, 1.0
+    while high <= _LARGEST_NOISE and spent(high) > epsilon:
+        low, high = high, 2 * high
+    return _lower_end(spent, epsilon, low, high, 0.5)
+
+
+def _lower_end(
+    spent: Callable[[float], float], epsilon: float, low: float, high: float, factor: float
+) -> tuple[float, float]:
+    """Lower both ends until the lower one spends more than epsilon; raises ValueError at 0.01."""
+    tries = 0
+    while spent(low := max(low, _LEAST_NOISE)) <= epsilon:
+        if low == _LEAST_NOISE:
+            raise ValueError(f"no noise multiplier down to {_LEAST_NOISE:g} spends epsilon {epsilon:g}")
+        tries += 1
+        low, high = low * (factor if tries < 12 else 0.5), low
+    return low, high
+
+
+def _unsampled_noise(epsilon: float, delta: float, steps: int) -> float:
+    """Return the noise multiplier that spends epsilon without sampling: steps add up to one Gaussian mechanism."""
+
+    def gap(log_noise: float) -> float:
+        alone = gaussian_epsilon(np.array(math.exp(log_noise) / math.sqrt(steps)), delta)
+        return math.log(max(float(alone), 1e-300)) - math.log(epsilon)
+
+    low, high = math.log(1e-3), math.log(1e200)
+    return math.exp(brentq(gap, low, high, xtol=1e-3)) if gap(high) < 0 < gap(low) else math.inf
 
 
 def pld_interval(epsilon: float) -> float:
@@ -128,7 +174,15 @@ def _root(spent: Callable[[float], float], epsilon: float, low: float, high: flo
     ends = [(math.log(value), gap(math.log(value))) for value in (low, high)]
     if ends[1][1] >= 0 or ends[0][1] <= 0:
         return high
-    return math.exp(brentq(gap, ends[0][0], ends[1][0], xtol=tolerance / high, rtol=1e-12))
+    return math.exp(brentq(gap, ends[0][0], ends[1][0], xtol=tolerance / high, rtol=1e-12, disp=False))
+
+
+def _pld_epsilon(noise: float, sample_rate: float, steps: int, delta: float, interval: float) -> float:
+    # A step's largest loss is that of an output ten deviations off.
+    unsampled = math.log(sample_rate) + (1 + 20 * noise) / (2 * noise**2)
+    largest_loss = float(np.logaddexp(math.log(1 - sample_rate), unsampled)) if sample_rate < 1 else unsampled
+    interval = max(interval, largest_loss / _PLD_BINS)
+    return float(_step_pld(noise, sample_rate, interval).self_compose(steps).get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=2)
@@ -136,6 +190,26 @@ def _step_pld(noise_multiplier: float, sample_rate: float, interval: float):
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, sampling_prob=sample_rate, value_discretization_interval=interval
     )
+
+
+def _rdp_epsilon(noise: float, sample_rate: float, steps: int, delta: float, _: float) -> float:
+    step = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise))
+    return float(RdpAccountant(RDP_ORDERS).compose(step, steps).get_epsilon(delta))
+
+
+def _prv_epsilon(noise: float, sample_rate: float, steps: int, delta: float, _: float) -> float:
+    from opacus.accountants import PRVAccountant
+
+    class Bounded(PRVAccountant):
+        def _get_domain(self, **arguments: Any) -> Any:
+            domain = super()._get_domain(**arguments)
+            if domain.size > _PRV_POINTS:
+                raise ValueError(f"it would take {domain.size} points, more than {_PRV_POINTS}; take 'pld'")
+            return domain
+
+    prv = Bounded()
+    prv.history = [(noise, sample_rate, steps)]
+    return float(prv.get_epsilon(delta))
 
 
 def _check(sample_rate: float, steps: int, delta: float, accountant: str, **positive: float) -> None:

@@ -215,7 +215,7 @@ def sum_rule_epsilon(sensitivity: np.ndarray, sample_rate: float, noise_multipli
     _check_step(s, sample_rate, noise_multiplier, delta)
     with np.errstate(divide="ignore"):
         inner = gaussian_epsilon(noise_multiplier / s, delta / sample_rate)
-    return np.log1p(sample_rate * np.expm1(inner))
+    return inner + np.log1p((1 - sample_rate) * np.expm1(-inner))  # the same, and finite where e^inner is not
 
 
 def one_step_epsilon(

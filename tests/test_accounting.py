@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, assert_refused, run_script, write_config
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
@@ -97,6 +103,55 @@ def test_more_steps_and_less_noise_cost_more_and_renyi_is_looser(noise: float, r
     assert spent_epsilon(noise * 1.1, rate, steps, 1e-5, interval=width) <= cost
     assert spent_epsilon(noise, rate, steps, 1e-5, interval=2e-3) >= cost - 1e-9
     assert spent_epsilon(noise, rate, steps, 1e-5, "rdp") >= spent_epsilon(noise, rate, steps, 1e-5) - 1e-3
+
+
+EXTREMES = [
+    (8, 1e-5), (8, 1e-15), (8, 1e-300), (1e-6, 1e-5), (1e-3, 1e-5), (1e-300, 1e-5), (1e-6, 1e-15), (0.1, 1e-300),
+    (1e6, 1e-5), (1e6, 1e-15),
+]  # fmt: skip
+CALIBRATE = """
+import json, sys
+from libscores.accounting import calibrate_noise_multiplier
+for case in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(calibrate_noise_multiplier(*case)))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+def test_extreme_budgets_end_in_an_answer_or_a_reason(accountant: str) -> None:
+    """Answers are checked by the accountant itself; the search that hung tried noise multipliers for ever."""
+    cases = [(*case, *run, accountant) for case in EXTREMES for run in ((0.1, 10), (1.0, 1))]
+    command = [sys.executable, "-c", CALIBRATE, json.dumps(cases)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    for (epsilon, delta, rate, steps, _), answer in zip(cases, answers, strict=True):
+        if isinstance(answer, str):
+            assert re.search("does not resolve|no noise multiplier|fails at noise multiplier", answer), answer
+        else:
+            noise, cost = answer
+            assert 0 <= cost <= epsilon and noise >= 0.01
+            assert cost == spent_epsilon(noise, rate, steps, delta, accountant, pld_interval(epsilon))
+    assert isinstance(answers[0], list)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.05])
+def test_small_epsilons_without_sampling_are_the_closed_form(epsilon: float) -> None:
+    """No Renyi bound reaches them: its conversion adds ln(1/delta) over the order."""
+    noise, _ = calibrate_noise_multiplier(epsilon, 1e-5, 1.0, 4)
+    assert gaussian_epsilon(noise, 4, 1e-5) <= epsilon
+    assert gaussian_epsilon(0.99 * noise, 4, 1e-5) > epsilon
+
+
+def test_training_for_a_tiny_delta_is_refused_and_renyi_accounting_does_it(tmp_path: Path) -> None:
+    study = ("--config", write_config(tmp_path), "--data_subset", 100, "--batch_size", 20)
+    line = ("train_dp.py", *study, "--epsilon", 8, "--epochs", 1, "--delta", "1e-15")
+    refused = run_script(*line, OMP_NUM_THREADS="1")
+    assert_refused(refused, "--epsilon 8", "'pld'", "1e-15", "inf", "'rdp'")
+    assert run_script(*line, "--accountant", "rdp").returncode == 0
 
 
 def test_edges() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +22,7 @@ from conftest import assert_refused, run_script, tree
 from scipy import special
 
 from libdata.errors import InputError
-from libdata.sensitivity_results import read_results
+from libdata.sensitivity_results import read_ranking, read_results
 
 COMPO = "renyi_per_instance_sum_compo.py"
 CONCAT, SPLIT = "sensitivity/res/res_concat.py", "sensitivity/res/res_splitter.py"
@@ -244,6 +250,136 @@ def test_bad_files_are_refused_before_anything_is_written(files, name):
         assert_refused(run_script(script, *files), *mentions)
     written = [path for path in files[0].parent.parent.rglob("*") if path.is_file() and path not in files]
     assert written == []
+
+
+def joined_lines(raw: bytes, line: Callable[[int, str], str]) -> bytes:
+    return "\n".join(line(number, text) for number, text in enumerate(raw.decode().splitlines(), start=1)).encode()
+
+
+def csv_of(raw: bytes, **options: Any) -> bytes:
+    return pd.read_csv(io.BytesIO(raw)).to_csv(index=False, **options).encode()
+
+
+def floats(raw: bytes) -> bytes:
+    return pd.read_csv(io.BytesIO(raw)).astype({"step": float, "point": float}).to_csv(index=False).encode()
+
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "byte-order mark": lambda raw: b"\xef\xbb\xbf" + raw,
+    "byte-order mark, CRLF": lambda raw: b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n"),
+    "CR": lambda raw: raw.replace(b"\n", b"\r"),
+    "UTF-16": lambda raw: raw.decode().encode("utf-16"),
+    "UTF-16, no mark": lambda raw: raw.decode().encode("utf-16-be"),
+    "UTF-32": lambda raw: raw.decode().encode("utf-32"),
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "gzip, semicolons, decimal commas": lambda raw: gzip.compress(csv_of(raw, sep=";", decimal=",")),
+    "semicolons": lambda raw: csv_of(raw, sep=";"),
+    "semicolons, decimal commas": lambda raw: csv_of(raw, sep=";", decimal=","),
+    "semicolons, announced": lambda raw: b"sep=;\r\n" + csv_of(raw, sep=";"),
+    "tabs": lambda raw: csv_of(raw, sep="\t"),
+    "bars": lambda raw: csv_of(raw, sep="|"),
+    "quoted": lambda raw: csv_of(raw, quoting=csv.QUOTE_ALL),
+    "index column": lambda raw: pd.read_csv(io.BytesIO(raw)).to_csv().encode(),
+    "whole numbers as floats": floats,
+    "blanks around names": lambda raw: joined_lines(raw, lambda n, line: line.replace(",", " , ") if n == 1 else line),
+    "blanks before values": lambda raw: raw.replace(b",", b", "),
+    "trailing columns": lambda raw: joined_lines(raw, lambda n, line: line + ",,"),
+    "trailing comma in rows": lambda raw: joined_lines(raw, lambda n, line: line + "," * (n > 1)),
+    "blank lines": lambda raw: b"\n\n" + raw + b"\n\n",
+    "rows of commas": lambda raw: raw + (b"," * raw.splitlines()[0].count(b",") + b"\n") * 3,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_as_people_have_them(files, form):
+    """The reader, the accounting, and what is joined and split of them."""
+    plain = read_results(files)
+    path, folder = files[0], files[0].parent
+    run_ok(COMPO, *files, "--output_dir", folder / "plain")
+    path.write_bytes(FORMS[form](path.read_bytes()))
+    np.testing.assert_array_equal(read_results(files).sensitivity, plain.sensitivity)
+    run_ok(COMPO, *files, "--output_dir", folder / "other")
+    totals = "compo_res_all_totals.csv"
+    assert (folder / "other" / totals).read_bytes() == (folder / "plain" / totals).read_bytes()
+    run_ok(CONCAT, *files)
+    joined = read_results([folder / "res_concat.csv"])
+    np.testing.assert_array_equal(joined.sensitivity, plain.sensitivity)
+    header, *rows = csv.reader(io.StringIO((folder / "res_concat.csv").read_text()))
+    assert header == [*result_table(1).columns, "run"]
+    assert all(len(row) == len(header) and row[header.index("step")] for row in rows)
+    run_ok(SPLIT, *files)
+    assert len(list((folder / "res_per_point").glob("res_run1_point*.csv"))) == POINTS.size
+    run_ok("sensitivity/eps_delta.py", path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_costs_and_rankings_as_people_have_them(files, form):
+    run_ok(COMPO, *files)
+    totals = files[0].parent.parent / "compo_res" / "compo_res_all_totals.csv"
+    run_ok(RANK, totals)
+    ranked = totals.with_name("compo_res_all_ranked.csv")
+    plain = ranked.read_bytes()
+    if form != "whole numbers as floats":
+        totals.write_bytes(FORMS[form](totals.read_bytes()))
+        run_ok(RANK, totals, "--overwrite")
+        assert ranked.read_bytes() == plain
+        other = ranked.with_name("other.csv")
+        other.write_bytes(FORMS[form](plain))
+        np.testing.assert_array_equal(read_ranking(other), read_ranking(ranked))
+
+
+DAMAGED_FORMS: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
+    "thousands": (lambda raw: raw.replace(b",100,", b',"1,000",'), ["step is '1,000'", "not a number"]),
+    "row names": (lambda raw: joined_lines(raw, lambda n, line: f"{n},{line}" if n > 1 else line), ["27", "26"]),
+    "decimal commas between commas": (lambda raw: raw.replace(b",0.8,", b",0,8,"), ["27 fields", "26"]),
+    "both decimal marks": (
+        lambda raw: csv_of(raw, sep=";", decimal=",").replace(b";0,8;", b";0.8;"), ["row 2: sigma is '0.8'"]
+    ),
+    "no UTF-8": (lambda raw: raw.replace(b"lenet", "leñet".encode("latin-1")), ["utf-8"]),
+    "a workbook": (lambda raw: b"PK\x03\x04" + raw, ["Excel"]),
+    "cut gzip": (lambda raw: gzip.compress(raw)[:300], ["ended before"]),
+    "a column twice": (lambda raw: raw.replace(b"real batch size", b"step"), ["'step' is there twice"]),
+    "capitals": (bytes.upper, ["'distance (sum)'"]),
+    "a short row": (
+        lambda raw: joined_lines(raw, lambda n, line: line.rsplit(",", 24)[0] if n == 9 else line), ["row 9"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", DAMAGED_FORMS)
+def test_forms_that_are_refused(files, form):
+    damage, mentions = DAMAGED_FORMS[form]
+    files[1].write_bytes(damage(files[1].read_bytes()))
+    for script in (COMPO, CONCAT, SPLIT, "sensitivity/eps_delta.py"):
+        assert_refused(run_script(script, *files), "res2.csv", *mentions, what=f"result file: {form}")
+    assert {path for path in files[0].parent.parent.rglob("*") if path.is_file() and path.name != ".lock"} == set(files)
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.drop(columns="accuracy"), lambda t: t.assign(accuracy=math.nan)])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_column_of_one_file_alone_is_not_joined(files, damage, which):
+    damage(pd.read_csv(files[which])).to_csv(files[which], index=False)
+    for script in (CONCAT, SPLIT):
+        assert_refused(run_script(script, *files), files[which], "'accuracy'")
+    assert not (files[0].parent / "res_concat.csv").exists() and not (files[0].parent / "res_per_point").is_file()
+
+
+def test_stages_with_seeds_of_their_own_are_one_run(files):
+    """A published file is such: its last stages were measured by processes that had another seed."""
+    plain = read_results(files)
+    table = pd.read_csv(files[0])
+    table.loc[table["step"] >= 100, "seed"] = 7
+    table.to_csv(files[0], index=False)
+    assert "one run" in run_script(COMPO, *files).stderr
+    for again in (files, [files[0].parent / "res_concat.csv"]):
+        np.testing.assert_array_equal(read_results(again).sensitivity, plain.sensitivity)
+        run_ok(CONCAT, *files)
+    # Where seeds share a step, they are runs, and each has to be whole.
+    table.loc[(table["step"] == 70) & (table["point"] == 8), "seed"] = 7
+    table.to_csv(files[0], index=False)
+    assert_refused(run_script(COMPO, *files), "res1.csv (seed", "not at all")
 
 
 def test_identical_runs_are_refused(files):

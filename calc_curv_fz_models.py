@@ -20,10 +20,11 @@ from collections.abc import Sequence
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import DATASETS, Dataset, load_dataset
+from libdata.datasets import DATASETS, Dataset, check_same_content, load_dataset
 from libdata.fz import ensemble_root, list_ratios, list_runs, read_run, run_dir
 from libdata.index import index_digest
 from libdata.scores import fz_model_name
+from libdata.store import read_sidecar
 from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
 from libmodels.scoring import add_scoring_options, score_model
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                         args.dataset, "train", config.data_dir,
                         index=arrays.examples, normalization=model.normalization, image_size=model.image_size,
                     )  # fmt: skip
+                if (folder / "aux_arrays.json").exists():
+                    kept = read_sidecar(folder / "aux_arrays.npz")["settings"]
+                    check_same_content(data, kept.get("data", {}), folder)
                 _, recorded = arrays.on(data.index)
                 new = score_model(config.score_dir, name, model.load, model.identity, data, args, device, recorded)
                 print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)

@@ -6,6 +6,7 @@ on a random subset of the data and keeps which examples it saw and whether it cl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from libdata import safe_pickle
 from libdata.errors import InputError
 from libdata.index import check_index
+from libdata.store import read_sidecar
 
 TFDS_ORDER = "tfds_order.npz"
 """In an ensemble's root: the TFDS-order positions its arrays use, as positions in torchvision's order."""
@@ -189,6 +191,27 @@ def read_run(directory: Path) -> RunArrays:
         prob={group: arrays[f"prob_{group}"] for group in GROUPS} if prob_keys else {},
         subsample_idx=arrays["subsample_idx"].astype(np.int64),
     )
+
+
+def same_content(directories: Iterable[Path]) -> str | None:
+    """Return the digest of the data that runs were trained on; runs without a sidecar say nothing.
+
+    Raises:
+        InputError: Two runs were trained on different data, or one of them does not say on which.
+    """
+    first: tuple[object, Path] | None = None
+    for directory in directories:
+        if not (directory / "aux_arrays.json").exists():
+            continue
+        data = read_sidecar(directory / "aux_arrays.npz")["settings"].get("data", {})
+        here = data.get("content_sha256")
+        first = first or (here, directory)
+        if here != first[0]:
+            raise InputError(
+                f"{directory} and {first[1]}: trained on different data (content_sha256 {here or 'not recorded'} and "
+                f"{first[0] or 'not recorded'}); train one of them again with --overwrite"
+            )
+    return str(first[0]) if first and first[0] else None
 
 
 def _check_positions(path: Path, key: str, array: np.ndarray) -> None:

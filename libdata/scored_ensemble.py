@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_runs, read_run, run_dir
+from libdata.fz import ensemble_root, list_runs, read_run, run_dir, same_content
 from libdata.index import index_digest, load_array
 from libdata.scores import CURVATURE, fz_model_name, index_path, score_path
 from libdata.store import load_scores
@@ -49,12 +49,18 @@ class ScoredEnsemble:
         Raises:
             InputError: A run's scores are damaged or belong to other examples than the first run's.
         """
+        first: tuple[object, Path] | None = None
+        same_content(run_dir(self.root, self.ratio, run) for run in self.runs)
         for run in self.runs:
             path = self._score_path(run)
             curvature, sidecar = load_scores(path)
             digest = sidecar["settings"]["data"]["index_sha256"]
             if digest != index_digest(self.examples):
                 raise InputError(f"{path}: scores other examples than run {self.runs[0]}; score both with one index")
+            content = sidecar["settings"]["data"].get("content_sha256")
+            first = first or (content, path)
+            if content != first[0]:
+                raise InputError(f"{path} and {first[1]}: content_sha256 of their data differs; score both on one")
             in_mask, value = read_run(run_dir(self.root, self.ratio, run)).on(self.examples, self.value)
             yield in_mask, value, curvature
 

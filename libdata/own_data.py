@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -354,7 +354,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 @lru_cache(maxsize=1)
 def _read_folder(name: str, states: tuple[tuple[Any, ...], ...], image_size: int | None) -> OwnData:
     """Read the images of a folder; `states` holds split, file, label and state of each."""
-    grey = all(_open(file, file).mode in _GREY for _, file, *_ in states)
+    grey = all(_is_grey(file) for _, file, *_ in states)
     digest = hashlib.sha256()
     first: tuple[Path, tuple[int, int]] | None = None
     pixels: dict[str, list[np.ndarray]] = {"train": [], "test": []}
@@ -383,7 +383,12 @@ def _read_folder(name: str, states: tuple[tuple[Any, ...], ...], image_size: int
     return OwnData(inputs, targets, _count_classes(name, targets), digest.hexdigest())
 
 
-def _open(source: Path | io.BytesIO, file: Path) -> Image.Image:
+def _is_grey(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return _open(stream, file).mode in _GREY
+
+
+def _open(source: IO[bytes], file: Path) -> Image.Image:
     try:
         image = Image.open(source)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

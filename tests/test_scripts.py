@@ -156,7 +156,7 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     for stem in ("link1_mnist_smallcnn", "link1_mnist_smallcnn_examples"):
         assert (figures / f"{stem}.png").stat().st_size > 10_000 and (figures / f"{stem}.pdf").exists()
     assert (figures / f"{name}.html").exists()
-    rows = json.loads((figures / "results_link1.json").read_text())
+    rows = json.loads((figures / "results_link1_mnist_smallcnn_0.7_ensemble.json").read_text())
     assert {row["statistic"] for row in rows} >= {
         "Spearman(mem, curvature), correctness",
         "control: random pairs, prob",
@@ -164,7 +164,8 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     table = subprocess.run(
         [sys.executable, "scripts/print_results.py", str(figures)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert "Spearman(mem, curvature), correctness" in table and str(figures / "link1_mnist_smallcnn.png") in table
+    row = next(line for line in table.splitlines() if "Spearman(mem, curvature), correctness" in line)
+    assert "mnist smallcnn 0.7 ensemble" in row and str(figures / "link1_mnist_smallcnn.png") in table
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

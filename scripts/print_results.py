@@ -11,7 +11,7 @@ def main() -> None:
     rows = []
     for path in sorted(folder.glob("results_*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+            interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if None not in (row["low"], row["high"]) else ""
             value = f"{row['value']:.3f}" if row["value"] is not None else "undefined"
             about = row.get("about", path.stem.removeprefix("results_"))
             rows.append((row["study"], about, row["statistic"], value, interval, row["published"], row["verdict"]))

@@ -124,7 +124,8 @@ def cifar_sums(data_dir: Path) -> dict[str, dict[str, str]]:
 def know_cifar(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take small copies of CIFAR for the real ones, in this process."""
     for base, sums in cifar_sums(data_dir).items():
-        monkeypatch.setitem(CIFAR_MD5, base, sums)
+        for name, md5 in sums.items():
+            monkeypatch.setitem(CIFAR_MD5[base], name, md5)  # type: ignore[arg-type]
 
 
 def write_scored_models(

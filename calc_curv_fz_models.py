@@ -20,10 +20,11 @@ from collections.abc import Sequence
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import DATASETS, Dataset, dataset_size, load_dataset
+from libdata.datasets import DATASETS, Dataset, check_same_content, dataset_size, load_dataset
 from libdata.fz import ensemble_root, list_ratios, list_runs, read_runs, run_dir
 from libdata.index import index_digest
 from libdata.scores import fz_model_name
+from libdata.store import read_sidecar
 from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
 from libmodels.scoring import add_scoring_options, score_model
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with TensorFlowReader() as reader:
         for ratio in list_ratios(root) if args.ratio == "all" else [args.ratio]:
             runs = list_runs(root, ratio, args.start_run, args.stop_run)
-            size = dataset_size(args.dataset, "train")
+            size = dataset_size(args.dataset, "train", config.data_dir)
             for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
                 name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)
                 cache = config.converted_dir / f"{name}.pt"
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                         args.dataset, "train", config.data_dir,
                         index=arrays.examples, normalization=model.normalization, image_size=model.image_size,
                     )  # fmt: skip
+                if (folder / "aux_arrays.json").exists():
+                    kept = read_sidecar(folder / "aux_arrays.npz")["settings"]
+                    check_same_content(data, kept.get("data", {}), folder)
                 recorded = arrays.recorded(data.index)
                 new = score_model(config.score_dir, name, model.load, model.identity, data, args, device, recorded)
                 print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import DATASETS, load_dataset
+from libdata.datasets import DATASETS, check_same_content, load_dataset
 from libdata.errors import InputError
 from libdata.private_models import add_model_choice, find_private_models
 from libdata.store import file_sha256
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             spec.dataset, args.split, config.data_dir,
             index=index, normalization=spec.normalization, image_size=spec.image_size,
         )  # fmt: skip
+        check_same_content(data, private.settings["data"], private.folder)
         name = private.name if args.split == "train" else f"{private.name}_test"
         identity = {"sha256": file_sha256(checkpoint), "spec": spec.describe()}
         new = score_model(config.score_dir, name, model, identity, data, args, device)

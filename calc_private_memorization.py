@@ -9,7 +9,7 @@ the total variation bound of (epsilon, delta)-differential privacy, which is tig
 Inputs: <private_model_dir>/<model>/aux_arrays.npz of models trained on the subsets of make_memorization_subsets.py,
 and its top_k.npy. Outputs: <score_dir>/private_memorization/<dataset>_<arch>.npy (score and standard error by epsilon
 and example, (2, E, k)) with a sidecar, and in figure_dir private_memorization_<dataset>_<arch>.png and .pdf and
-results_link3.json. Takes seconds.
+results_link3_<dataset>_<arch>.json. Takes seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
 from libdata.figures import memorization_against_epsilon
-from libdata.index import check_index, index_digest, load_array
+from libdata.index import check_index, check_index_content, index_digest, load_array
 from libdata.private_models import add_model_choice, check_comparable, find_private_models, memberships
 from libdata.results import ResultRow, save_figure, save_results
 from libdata.store import Output, array_bytes, exclusive, provenance
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = find_private_models(config.private_model_dir, args)
     check_comparable(models)
     path = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
-    examples = np.sort(check_index(load_array(path), dataset_size(args.dataset, "train"), path))
+    size = dataset_size(args.dataset, "train", config.data_dir)
+    check_index_content(path, models[0].settings["data"].get("content_sha256"))
+    examples = np.sort(check_index(load_array(path), size, path))
     deltas = {model.settings["privacy"]["delta"] for model in models}
     groups = {epsilon: [m for m in models if m.epsilon == epsilon] for epsilon in sorted({m.epsilon for m in models})}
     results = {}
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     last = results[epsilons[-1]].shuffled
     label = f"control: membership shuffled, epsilon {epsilons[-1]:g}"
     rows.append(ResultRow("Link 3", label, last.value, last.low, last.high, "", "control"))
-    save_results(config.figure_dir, "link3", rows)
+    save_results(config.figure_dir, "link3", (args.dataset, args.arch), rows)
     print(f"{output.path} and figure {config.figure_dir / f'private_memorization_{name}.png'}")
 
 

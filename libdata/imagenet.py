@@ -7,9 +7,11 @@ to [0, 1], resized to 224 x 224 bilinearly (half-pixel centres, no antialiasing)
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,6 +82,35 @@ def read_imagenet_index(path: Path, split: str = "train") -> ImageNetIndex:
     if len(set(filenames)) < len(filenames):
         raise InputError(f"{path}: key {names_key!r} holds a file name twice")
     return ImageNetIndex(filenames, labels.astype(np.int64), file_sha256(path))
+
+
+def content_digest(shards: Sequence[Path]) -> str | None:
+    """Return a digest of a split's TFRecord files from the SHA-256 of each that their manifest holds.
+
+    Args:
+        shards: All files of the split, in one folder.
+
+    Returns:
+        The digest, or None where the files came without a manifest.
+
+    Raises:
+        InputError: The manifest cannot be read, or a file is not in it or has another size than it says.
+    """
+    manifest = shards[0].with_name(f"{shards[0].name.split('-')[0]}-manifest.json")
+    if not manifest.exists():
+        return None
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        lines = {line["file"]: (line["bytes"], line["sha256"]) for line in files}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{manifest}: not a manifest of this project: {error}") from error
+    digest = hashlib.sha256()
+    for path in shards:
+        size, (told, sha256) = path.stat().st_size, lines.get(path.name, (None, None))
+        if size != told:
+            raise InputError(f"{path}: has {size} bytes, {manifest.name} says {told}; build it again")
+        digest.update(f"{path.name} {sha256}\n".encode())
+    return digest.hexdigest()
 
 
 def read_imagenet_memorization(path: Path) -> np.ndarray:

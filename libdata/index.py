@@ -9,6 +9,7 @@ import numpy as np
 
 from libdata import safe_pickle
 from libdata.errors import InputError
+from libdata.store import read_sidecar
 
 
 def index_digest(index: np.ndarray) -> str:
@@ -49,6 +50,21 @@ def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
     if values.size != index.size:
         raise InputError(f"{source}: position {values[counts > 1][0]} is repeated")
     return index.astype(np.int64)
+
+
+def check_index_content(path: str | Path, content_sha256: object) -> None:
+    """Refuse an index whose sidecar says that it was chosen on other data; one without a sidecar says nothing.
+
+    Args:
+        path: The .npy file of the index, or what else names a subset.
+        content_sha256: Digest of the data that it is used on.
+    """
+    sidecar = Path(path).with_suffix(".json")
+    if Path(path).suffix != ".npy" or not sidecar.exists():
+        return
+    there = read_sidecar(Path(path))["settings"].get("content_sha256")
+    if there not in (None, content_sha256):
+        raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
 
 
 def load_array(path: str | Path) -> np.ndarray:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from libdata.store import exclusive, write_atomic
+from libdata.errors import InputError
+from libdata.store import exclusive, read_sidecar, write_atomic
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,27 @@ class ResultRow:
     verdict: str
 
 
-def save_results(figure_dir: Path, name: str, rows: Sequence[ResultRow]) -> Path:
-    """Write rows to <figure_dir>/results_<name>.json and return that path; NaN is written as null."""
-    path = figure_dir / f"results_{name}.json"
+def file_name(*parts: str) -> str:
+    """Join what results are about to a part of a file name; of patterns and paths, what is safe there is left."""
+    return "_".join(filter(None, (re.sub(r"[^\w.=+-]+", "_", part).strip("_.") for part in parts)))
+
+
+def save_results(figure_dir: Path, name: str, about: Sequence[str], rows: Sequence[ResultRow]) -> Path:
+    """Write the rows of one study of one data set and network; NaN is written as null.
+
+    Args:
+        figure_dir: Where to.
+        name: The study, for example "link1".
+        about: Data set, network, and whatever else tells these results from others of the study.
+        rows: The results.
+
+    Returns:
+        <figure_dir>/results_<name>_<about>.json.
+    """
+    path = figure_dir / f"results_{file_name(name, *about)}.json"
     content = [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()}
+        {"about": " ".join(about)}
+        | {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()}
         for row in rows
     ]
     with exclusive(figure_dir):
@@ -56,3 +74,14 @@ def save_figure(figure: Figure, figure_dir: Path, name: str) -> None:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
             write_atomic(figure_dir / f"{name}.{suffix}", buffer.getvalue())
+
+
+def measured_on(path: Path) -> tuple[str, ...]:
+    """Return data set and network of a result file of the per-instance study; nothing for one without a sidecar."""
+    if not path.with_suffix(".json").exists():
+        return ()
+    settings = read_sidecar(path)["settings"]
+    try:
+        return settings["data"]["dataset"], settings["model"]["arch"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path.with_suffix('.json')}: not the sidecar of a per-instance run") from error

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from libdata.errors import InputError
+from libdata.store import read_sidecar
 from libdata.text_tables import open_table
 
 DISTANCE = "distance (sum)"
@@ -88,6 +89,7 @@ def read_results(
     """
     settings: dict[str, tuple[Any, Path]] = {}
     runs: dict[str, _Run] = {}
+    _check_one_content(list(map(Path, paths)))
     for path in map(Path, paths):
         table = _read_table(path, columns)
         for name in (*_SETTINGS, *_TEXT_SETTINGS, *_LENGTH):
@@ -232,6 +234,18 @@ def _check_one_experiment(runs: dict[str, _Run]) -> None:
         if digest in seen:
             raise InputError(f"{label}: identical bit for bit to {seen[digest]}; one run counts once, leave one out")
         seen[digest] = label
+
+
+def _check_one_content(paths: Sequence[Path]) -> None:
+    """Refuse files whose sidecars say that they were measured on different data; one without a sidecar says nothing."""
+    first: tuple[object, Path] | None = None
+    for path in paths:
+        if path.with_suffix(".json").exists():
+            here = read_sidecar(path)["settings"].get("data", {}).get("content_sha256")
+            first = first or (here, path)
+            if here != first[0]:
+                told = [value or "not recorded" for value in (here, first[0])]
+                raise InputError(f"{path}: measured on data with content_sha256 {told[0]}, {first[1]} on {told[1]}")
 
 
 def _total_steps(given: int | None, settings: dict[str, tuple[Any, Path]], p: float, last_step: int) -> int:

@@ -16,7 +16,7 @@ import torch
 from libdata import cli
 from libdata.datasets import DATASETS, NORMALIZATIONS, Dataset, dataset_size, load_dataset
 from libdata.errors import InputError
-from libdata.index import index_digest, read_index
+from libdata.index import check_index_content, index_digest, read_index
 from libmodels import ARCHITECTURES
 from libmodels.checkpoints import ModelSpec
 from libmodels.dp_training import GRAD_SAMPLE_MODES, OPTIMIZERS, DPSettings, Step
@@ -113,7 +113,7 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
         InputError: An index is out of range, repeated or outside the study; the batch size is over N; delta is
             1/N or more without --allow_large_delta; momentum is given to an optimizer without it.
     """
-    size = dataset_size(args.dataset, "train")
+    size = dataset_size(args.dataset, "train", data_dir)
     index = np.sort(read_index(args.data_subset, size))
     train_index = index if args.subset is None else np.sort(read_index(args.subset, size))
     outside = train_index[~np.isin(train_index, index)]
@@ -138,6 +138,9 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
     shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
     data = load_dataset(args.dataset, "train", data_dir, index=index, **shape)
     test = load_dataset(args.dataset, "test", data_dir, **shape)
+    for subset in (args.data_subset, args.subset):
+        if subset is not None:
+            check_index_content(subset, data.content_sha256)
     options = {"norm": "group"} if "norm" in ARCHITECTURES[args.arch].options else {}
     spec = ModelSpec.for_dataset(args.arch, data, **options | cli.architecture_options(args, ARCHITECTURES))
     return Study(data, test, np.searchsorted(index, train_index), spec, planned)

@@ -118,7 +118,7 @@ def choose_points(args: cli.Namespace, study: Study, removed: np.ndarray) -> np.
     """
     trained = study.data.index[study.rows]
     only_sample = args.points == "0" and args.points_sample
-    size = dataset_size(args.dataset, "train")
+    size = study.data.split_size
     points = np.empty(0, np.int64) if only_sample else read_points(args.points, size)
     wrong = np.setdiff1d(points, trained)
     if wrong.size:
@@ -137,7 +137,7 @@ def load_study_and_points(args: cli.Namespace, data_dir: Path) -> tuple[Study, n
     Raises:
         InputError: As `load_study`, `read_points` and `choose_points`.
     """
-    size = dataset_size(args.dataset, "train")
+    size = dataset_size(args.dataset, "train", data_dir)
     removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
     study = load_study(args, data_dir, leave_out=removed)
     return study, choose_points(args, study, removed)

@@ -16,7 +16,7 @@ from torch import nn
 
 from libdata import cli
 from libdata.errors import InputError
-from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, stream
+from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, content_digest, stream
 from libdata.index import index_digest
 from libdata.scores import keep_index
 from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance
@@ -68,6 +68,7 @@ def score_shards(
     identity = {
         "dataset": "imagenet", "split": "train", "n_examples": len(order), "index_sha256": index_digest(order.index),
         "image_size": IMAGE_SIZE, "normalization": "standard", "imagenet_index_sha256": order.sha256,
+        "content_sha256": content_digest(shards),
     }  # fmt: skip
     settings = score_settings(model_name, model_identity, identity, args)
     outputs = score_outputs(score_dir, settings)

@@ -16,6 +16,17 @@ read_flags() {
     shift 2
     while [ $# -gt 0 ]; do
         case $1 in
+            --*=*)
+                flag=${1%%=*} value=${1#*=}
+                case " $valued " in
+                    *" ${flag#--} "*)
+                        shift
+                        set -- "$flag" "$value" "$@"
+                        ;;
+                esac
+                ;;
+        esac
+        case $1 in
             -h | --help) help ;;
             --*) flag=${1#--} ;;
             *) flag=/ ;;

@@ -24,7 +24,7 @@ from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_runs, read_run, read_runs, run_dir
+from libdata.fz import ensemble_root, list_runs, read_run, read_runs, run_dir, same_content
 from libdata.index import index_digest, load_array
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
@@ -54,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(args.config)
     if args.scores:
         scores = load_array(args.scores)
-        if scores.shape != (dataset_size(args.dataset, "train"),):
+        if scores.shape != (dataset_size(args.dataset, "train", config.data_dir),):
             raise InputError(f"{args.scores}: shape {scores.shape}, expected one score per example of {args.dataset}")
-        examples = np.arange(len(scores))
+        examples, content = np.arange(len(scores)), None
     else:
         root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
-        numbers, size = list_runs(root, args.ensemble_ratio, 0, None), dataset_size(args.dataset, "train")
+        numbers = list_runs(root, args.ensemble_ratio, 0, None)
+        size = dataset_size(args.dataset, "train", config.data_dir)
+        content = same_content(run_dir(root, args.ensemble_ratio, run) for run in numbers)
         examples = read_run(run_dir(root, args.ensemble_ratio, numbers[0]), size).examples
         runs = read_runs(root, args.ensemble_ratio, numbers, size)
         scores = memorization((run.on(examples, args.value) for run in runs), len(examples)).score
@@ -71,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = config.private_model_dir / "subsets" / args.dataset
     settings = {"scores_sha256": index_digest(np.ascontiguousarray(scores, "<f8").view("<i8")), "top_k": args.top_k}
     settings |= {"examples_sha256": index_digest(examples)}
+    if content:
+        settings |= {"content_sha256": content}
     outputs = [(Output(folder / "top_k.npy", settings), examples[top])]
     for seed in args.seeds:
         subset = draw_subset(top, len(examples), args.ratio, np.random.default_rng([seed, args.top_k]))

@@ -11,10 +11,11 @@ def main() -> None:
     rows = []
     for path in sorted(folder.glob("results_*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+            interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if None not in (row["low"], row["high"]) else ""
             value = f"{row['value']:.3f}" if row["value"] is not None else "undefined"
-            rows.append((row["study"], row["statistic"], value, interval, row["published"], row["verdict"]))
-    header = ("study", "statistic", "here", "95 % CI", "published", "holds here?")
+            about = row.get("about", path.stem.removeprefix("results_"))
+            rows.append((row["study"], about, row["statistic"], value, interval, row["published"], row["verdict"]))
+    header = ("study", "of", "statistic", "here", "95 % CI", "published", "holds here?")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in (header, tuple("-" * width for width in widths), *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -156,10 +156,10 @@ class Ended:
 
 
 class KillServer:
-    """A warm process that runs scripts; a context manager."""
+    """A warm process that runs scripts, each after `prepare`; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prepare: str = "") -> None:
+        self.folder, self.prepare = folder, prepare
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -196,6 +196,7 @@ class KillServer:
 
     def _run(self, count: int, job: dict[str, object]) -> list[Ended]:
         assert self._process.stdin and self._process.stdout
+        job["prepare"] = f"{self.prepare}{job['prepare']}"
         logs = [self.folder / f"log{number}" for number in range(count)]
         started = time.monotonic()
         self._process.stdin.write(json.dumps([job | {"out": str(log)} for log in logs]) + "\n")

@@ -6,16 +6,19 @@ ILSVRC folders, index files, CIFAR-100, scored ensembles.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from torchvision import datasets as tv
 
 from libdata.config import Config
+from libdata.datasets import CIFAR_MD5
 from libdata.fz import run_dir
 from libdata.index import index_digest
 from libdata.scores import CURVATURE, fz_model_name, keep_index, score_path
@@ -106,6 +109,23 @@ def fake_cifar(root: Path, kind: type[tv.CIFAR10], label_key: str, classes: int)
         labels.append(target)
     n = len(kind.train_list)
     return np.concatenate(images[:n]), np.concatenate(labels[:n])
+
+
+def cifar_sums(data_dir: Path) -> dict[str, dict[str, str]]:
+    """MD5 of CIFAR's files under a folder, as `libdata.datasets.CIFAR_MD5` holds them: what makes small copies pass."""
+    found = {base: [name for name in known if (data_dir / base / name).exists()] for base, known in CIFAR_MD5.items()}
+    return {
+        base: {name: hashlib.md5((data_dir / base / name).read_bytes()).hexdigest() for name in names}
+        for base, names in found.items()
+        if names
+    }
+
+
+def know_cifar(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take small copies of CIFAR for the real ones, in this process."""
+    for base, sums in cifar_sums(data_dir).items():
+        for name, md5 in sums.items():
+            monkeypatch.setitem(CIFAR_MD5[base], name, md5)  # type: ignore[arg-type]
 
 
 def write_scored_models(

@@ -20,7 +20,16 @@ import numpy as np
 import torch
 from kill_server import KillServer
 from PIL import Image
-from released_files import SYNSETS, encoded, fake_cifar, photo, write_config, write_imagenet_index, write_tree
+from released_files import (
+    SYNSETS,
+    cifar_sums,
+    encoded,
+    fake_cifar,
+    photo,
+    write_config,
+    write_imagenet_index,
+    write_tree,
+)
 from torchvision import datasets as tv
 
 from build_fz_imagenet import build_imagenet
@@ -144,13 +153,12 @@ for path in download.DEBIAN_FASHION_MNIST.iterdir():
 ARCHIVE = """
 import hashlib
 from pathlib import Path
+from libdata.datasets import CIFAR_MD5
 from torchvision.datasets import CIFAR10
 md5 = lambda path: hashlib.md5(Path({inputs!r}, path).read_bytes()).hexdigest()
-own = lambda name: md5("data/" + CIFAR10.base_folder + "/" + name)
+sums = CIFAR_MD5[CIFAR10.base_folder]
+sums.update((name, md5("data/" + CIFAR10.base_folder + "/" + name)) for name in sums)
 CIFAR10.url, CIFAR10.tgz_md5 = {url!r} + CIFAR10.filename, md5(CIFAR10.filename)
-CIFAR10.train_list = [[name, own(name)] for name, _ in CIFAR10.train_list]
-CIFAR10.test_list = [[name, own(name)] for name, _ in CIFAR10.test_list]
-CIFAR10.meta = CIFAR10.meta | {{"md5": own(CIFAR10.meta["filename"])}}
 """
 
 TRAIN = (*KIND, "--subset", "40", "--epochs", "2", "--stop_run", "2", "--save_every", "0")
@@ -284,7 +292,10 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def script_trees(folder: Path) -> Iterator[Trees]:
     """Serve the cases from a folder."""
     handler = partial(QuietHandler, directory=str(folder))
-    with KillServer(folder) as server, ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+    cifar(folder)
+    sums = cifar_sums(folder / "data")[tv.CIFAR10.base_folder]
+    known = f"from libdata.datasets import CIFAR_MD5\nCIFAR_MD5[{tv.CIFAR10.base_folder!r}].update({sums})\n"
+    with KillServer(folder, known) as server, ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         yield Trees(folder, server, f"http://127.0.0.1:{web.server_port}/")
         web.shutdown()

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DATA, assert_refused, run_script, write_config
+from conftest import DATA, assert_refused, run_script, start_script, write_config
 from hypothesis import given
 from hypothesis import strategies as st
-from released_files import fake_cifar
+from released_files import fake_cifar, know_cifar
 from torchvision import datasets as tv
 
 from libdata import download, safe_pickle
-from libdata.datasets import DATASETS, IDX_SHA256, load_dataset
+from libdata.datasets import CIFAR_MD5, DATASETS, IDX_SHA256, load_dataset
 from libdata.errors import InputError
 from libdata.index import index_digest, read_index
 
@@ -53,18 +53,57 @@ def test_normalization_and_size() -> None:
     ("name", "kind", "key", "classes"),
     [("cifar10", tv.CIFAR10, "labels", 10), ("cifar100", tv.CIFAR100, "fine_labels", 100)],
 )
-def test_cifar_folders_are_read_in_torchvision_order(tmp_path, name: str, kind, key: str, classes: int) -> None:
+def test_cifar_folders_are_read_in_torchvision_order(
+    tmp_path, monkeypatch, name: str, kind, key: str, classes: int
+) -> None:
     pixels, labels = fake_cifar(tmp_path, kind, key, classes)
+    with pytest.raises(InputError, match=f"{kind.train_list[0][0]}: corrupt, its MD5 is not {kind.train_list[0][1]}"):
+        load_dataset(name, "train", tmp_path)
+    know_cifar(tmp_path, monkeypatch)
     data = load_dataset(name, "train", tmp_path)
     assert torch.equal(data.images, torch.from_numpy(pixels.reshape(-1, 3, 32, 32)).float() / 255)
     assert data.labels.tolist() == labels.tolist()
-    first = tmp_path / kind.base_folder / kind.train_list[0][0]
+    first = tmp_path / kind.base_folder / kind.train_list[-1][0]
     first.write_bytes(first.read_bytes()[:-500])
     with pytest.raises(InputError, match=first.name):
         load_dataset(name, "train", tmp_path)
     first.unlink()
     with pytest.raises(InputError, match=f"{first.name}: missing"):
         load_dataset(name, "train", tmp_path)
+
+
+def test_sums_of_cifar_are_torchvisions() -> None:
+    for kind in (tv.CIFAR10, tv.CIFAR100):
+        theirs = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+        assert CIFAR_MD5[kind.base_folder] == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "mention"),
+    [
+        ({"labels": [0.5] * 20}, "'labels' should hold whole numbers"),
+        ({"labels": [10] * 20}, "labels outside 0...9"),
+        ({"labels": [1] * 19}, r"expected uint8 pixels of shape \(19, 3072\)"),
+        ({"data": np.zeros((20, 32, 32, 3), np.uint8)}, r"found uint8 \(20, 32, 32, 3\)"),
+        ({"data": np.zeros((20, 3072), np.float32)}, "found float32"),
+    ],
+)
+def test_cifar_batches_of_another_form_are_refused_even_under_known_sums(
+    tmp_path, monkeypatch, change: dict, mention: str
+) -> None:
+    fake_cifar(tmp_path, tv.CIFAR10, "labels", 10)
+    batch = {"data": np.zeros((20, 3072), np.uint8), "labels": [1] * 20} | change
+    (tmp_path / tv.CIFAR10.base_folder / "data_batch_3").write_bytes(pickle.dumps(batch))
+    know_cifar(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=mention):
+        load_dataset("cifar10", "train", tmp_path)
+
+
+def test_known_sets_are_checked_without_torchvision() -> None:
+    """Importing torchvision takes longer than reading MNIST."""
+    code = "import sys; from libdata import download; from libdata.datasets import load_dataset; "
+    code += f"load_dataset('mnist', 'test', {str(DATA)!r}); assert 'torchvision' not in sys.modules"
+    assert start_script("-c", code).wait() == 0
 
 
 class Bomb:

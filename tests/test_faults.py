@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import DATA, ENSEMBLE_FLAGS, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 from kill_server import Ended
+from released_files import know_cifar
 from robustness import record
 from script_cases import CASES, Trees, files, snapshot
 from torch import nn
@@ -148,7 +149,8 @@ def test_a_stop_saves_the_epoch(trees: Trees, tmp_path: Path) -> None:
     assert files(snapshot(tmp_path)) == files(snapshot(trees.whole("train")))
 
 
-def test_the_state_of_other_settings_is_refused(trees: Trees, tmp_path: Path) -> None:
+def test_the_state_of_other_settings_is_refused(trees: Trees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know_cifar(trees.folder / "data", monkeypatch)
     trees.begin("private", tmp_path)
     script, argv = trees.line("private", tmp_path)
     assert trees.server.run(script, argv, at=16).status == -signal.SIGKILL

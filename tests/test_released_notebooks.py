@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import execute_notebook, write_config
-from released_files import write_cifar100, write_scored_imagenet, write_scored_models
+from conftest import ROOT, execute_notebook, write_config
+from released_files import cifar_sums, write_cifar100, write_scored_imagenet, write_scored_models
 from scipy import stats
 
 from libdata.store import arrays_bytes
+
+NAMED = "link1_cifar100_small_inception_0.7"
 
 
 def expected_spearman(memorization: np.ndarray, written: dict[int, tuple[np.ndarray, np.ndarray]]) -> float:
@@ -27,7 +29,9 @@ def test_imagenet(tmp_path: Path) -> None:
     config = write_config(
         tmp_path, fz_model_dir="fz_models", score_dir="scores", imagenet_index=tmp_path / "imagenet_index.npz"
     )
-    printed, rows = execute_notebook("analyze_imagenet_curv_fz", "link1_imagenet", tmp_path, config=config, stop_run=9)
+    printed, rows = execute_notebook(
+        "analyze_imagenet_curv_fz", "link1_imagenet_resnet50_0.7_released", tmp_path, config=config, stop_run=9
+    )
     assert "5 scored models, 2,000 examples" in printed
     assert "not there or not scored: [3, 5, 6, 8]" in printed
     assert "n01440764_" in printed and "maximum over models" in printed
@@ -58,14 +62,26 @@ def cifar(tmp_path_factory: pytest.TempPathFactory):
     return folder, memorization.astype(np.float32), written
 
 
+def know_cifar(folder: Path, home: Path) -> None:
+    """Let notebooks executed in a home directory take the small CIFAR-100."""
+    startup = home / ".ipython/profile_default/startup/cifar.py"
+    startup.parent.mkdir(parents=True)
+    sums = cifar_sums(folder / "data")
+    known = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from libdata.datasets import CIFAR_MD5"
+    startup.write_text(f"{known}; CIFAR_MD5.update({sums})\n")
+
+
 def test_cifar_released_memorization(cifar, tmp_path: Path) -> None:
     folder, memorization, written = cifar
     config = write_config(
         tmp_path, data_dir=folder / "data", fz_model_dir=folder / "fz_models", score_dir=folder / "scores",
         cifar100_memorization=folder / "cifar100_infl_matrix.npz",
     )  # fmt: skip
+    know_cifar(folder, tmp_path)
     parameters = {"memorization_source": "released", "stop_run": 7}
-    printed, rows = execute_notebook("analyze_cifar100_curv_fz", "link1", tmp_path, config=config, **parameters)
+    printed, rows = execute_notebook(
+        "analyze_cifar100_curv_fz", f"{NAMED}_released", tmp_path, config=config, **parameters
+    )
     assert "5 scored runs, 600 examples" in printed and "not scored: [4, 6]" in printed
     assert "disjoint halves" not in printed
     row, control = rows
@@ -79,6 +95,9 @@ def test_cifar_memorization_of_released_runs_without_probabilities(cifar, tmp_pa
     folder, _, _ = cifar
     dirs = {"data_dir": folder / "data", "fz_model_dir": folder / "fz_models", "score_dir": folder / "scores"}
     config = write_config(tmp_path, **dirs)
-    printed, rows = execute_notebook("analyze_cifar100_curv_fz", "link1", tmp_path, config=config, n_resamples=5)
+    know_cifar(folder, tmp_path)
+    printed, rows = execute_notebook(
+        "analyze_cifar100_curv_fz", f"{NAMED}_ensemble", tmp_path, config=config, n_resamples=5
+    )
     assert "5 scored runs, 600 examples" in printed and "disjoint halves" in printed
     assert {row["statistic"].rsplit(", ", 1)[1] for row in rows} == {"correctness"}

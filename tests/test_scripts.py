@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from conftest import ROOT, run_script, write_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from libdata.results import ResultRow, save_results
 
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -156,7 +159,7 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     for stem in ("link1_mnist_smallcnn", "link1_mnist_smallcnn_examples"):
         assert (figures / f"{stem}.png").stat().st_size > 10_000 and (figures / f"{stem}.pdf").exists()
     assert (figures / f"{name}.html").exists()
-    rows = json.loads((figures / "results_link1.json").read_text())
+    rows = json.loads((figures / "results_link1_mnist_smallcnn_0.7_ensemble.json").read_text())
     assert {row["statistic"] for row in rows} >= {
         "Spearman(mem, curvature), correctness",
         "control: random pairs, prob",
@@ -164,7 +167,8 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     table = subprocess.run(
         [sys.executable, "scripts/print_results.py", str(figures)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert "Spearman(mem, curvature), correctness" in table and str(figures / "link1_mnist_smallcnn.png") in table
+    row = next(line for line in table.splitlines() if "Spearman(mem, curvature), correctness" in line)
+    assert "mnist smallcnn 0.7 ensemble" in row and str(figures / "link1_mnist_smallcnn.png") in table
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
@@ -176,6 +180,40 @@ def test_notebooks_are_committed_executed_and_name_no_machine(path: Path) -> Non
     )
     assert not re.search(r"/(home|root|work|tmp|Users)/", outputs)
     assert any("image/png" in out.get("data", {}) for cell in cells for out in cell["outputs"])
+
+
+def test_the_readmes_loops_pasted_whole_follow_each_other(tmp_path: Path) -> None:
+    """Its own lines, with scripts in place of the loops that note when they begin and end."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (block,) = [block for block in blocks if "./run_loop.sh" in block]
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    for name in set(re.findall(r"\./(\w+\.sh)", block)):
+        script = tmp_path / "sensitivity" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\necho "begin {name} $*" >> ../log\nsleep 0.2\necho "end {name} $*" >> ../log\n')
+        script.chmod(0o755)
+    assert subprocess.run(["sh", "-c", f"{block}\nwait"], cwd=tmp_path).returncode == 0
+    log = [line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(log) >= 6 and log[0][1].startswith("run_loop.sh")
+    for (begin, what), (end, same) in zip(log[::2], log[1::2], strict=True):
+        assert (begin, end) == ("begin", "end") and what == same
+
+
+def test_tables_of_two_data_sets_stand_beside_each_other(tmp_path: Path) -> None:
+    row = ResultRow("Link 1", "Spearman", 0.5, 0.4, float("nan"), "rises", "yes")
+    about = [("mnist", "smallcnn", "seed_*"), ("mnist", "smallcnn", "other_*"), ("fashionmnist", "smallcnn", "seed_*")]
+    paths = [save_results(tmp_path, "link1", what, [row]) for what in about]
+    assert [path.name for path in paths] == [
+        "results_link1_mnist_smallcnn_seed.json",
+        "results_link1_mnist_smallcnn_other.json",
+        "results_link1_fashionmnist_smallcnn_seed.json",
+    ]
+    (tmp_path / "results_old.json").write_text(json.dumps([{**asdict(row), "low": None, "high": None}]))
+    command = [sys.executable, "scripts/print_results.py", str(tmp_path)]
+    table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for what in [*map(" ".join, about), "old"]:
+        assert sum(line.startswith(f"Link 1  {what} ") for line in table.splitlines()) == 1
 
 
 def test_every_difference_names_a_test_that_exists() -> None:

@@ -80,7 +80,7 @@ def test_removal_experiment(study: Path) -> None:
 @pytest.mark.slow
 def test_notebooks_show_what_the_files_say(study: Path) -> None:
     compo, parameters = study / "sensitivity_dir" / "compo_res", {"config": study / "config.json", "runs": [1, 2]}
-    printed, rows = execute_notebook("per_instance_privacy", "per_instance", study, first=10, **parameters)
+    printed, rows = execute_notebook("per_instance_privacy", "per_instance_mnist_lenet5", study, first=10, **parameters)
     assert "20 points, 2 runs, 7 of 12 steps measured" in printed
     totals = pd.read_csv(compo / "compo_res_all_totals.csv")
     share = (totals["composed bound"] / totals["data-independent"]).median()
@@ -88,20 +88,21 @@ def test_notebooks_show_what_the_files_say(study: Path) -> None:
     assert all(row["low"] < row["value"] < row["high"] for row in rows if row["verdict"] != "control")
     assert sum(row["verdict"] == "control" for row in rows) == 2
 
-    _, rows = execute_notebook("removal", "removal", study, remove=5, which=["random"], **parameters)
+    choice = {"remove": 5, "which": ["random"]}
+    _, rows = execute_notebook("removal", "removal_mnist_lenet5_5_removed", study, **choice, **parameters)
     table = pd.read_csv(compo / "comparison_random_5.csv").set_index("metric")
     row = next(row for row in rows if row["statistic"] == "spearman_realised, 5 random removed")
     expected = table.loc["spearman_realised", ["value", "low", "high"]]
     assert [row[key] for key in ("value", "low", "high")] == pytest.approx(expected.tolist())
 
-    _, rows = execute_notebook("cost_curves", "cost_curves", study, **parameters)
+    _, rows = execute_notebook("cost_curves", "cost_curves_mnist_lenet5", study, **parameters)
     assert len(rows) == 4 and all(row["low"] <= row["value"] <= row["high"] for row in rows)
     names = (
-        "per_instance_steps_mnist",
-        "per_instance_totals_mnist",
-        "per_instance_digits_mnist",
-        "removal",
-        "cost_curves",
+        "per_instance_steps_mnist_lenet5",
+        "per_instance_totals_mnist_lenet5",
+        "per_instance_digits_mnist_lenet5",
+        "removal_mnist_lenet5_5_removed",
+        "cost_curves_mnist_lenet5",
     )
     for name in names:
         for suffix in ("png", "pdf"):

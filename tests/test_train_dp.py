@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -201,7 +202,8 @@ def test_a_checkpoint_of_another_network_or_damaged_is_refused(trained: Path, tm
 
 def generated(generator: str, *flags: object) -> list[str]:
     command = ["sh", ROOT / "scripts" / generator, *map(str, flags)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd="/", env=path)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
@@ -228,15 +230,34 @@ def test_generators_print_the_papers_grid_once(generator: str) -> None:
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-def test_generators_pass_other_flags_on_and_refuse_what_they_cannot_read(generator: str) -> None:
-    flags = ("--epsilons", "0.5 2", "--seeds", "3", "--dataset", "mnist", "--arch", "smallcnn", "--suffix", "x_")
-    lines = generated(generator, *flags, "--config", "it's a file.json", "--overwrite")
+def test_generators_pass_other_flags_on_and_refuse_what_they_cannot_read(generator: str, tmp_path: Path) -> None:
+    flags = ("--epsilons", "0.5 2", "--seeds=3", "--dataset", "mnist", "--arch", "smallcnn", "--suffix", "x_")
+    config = str(write_config(tmp_path).rename(tmp_path / "it's a file.json"))
+    lines = generated(generator, *flags, "--config", config, "--overwrite")
     words = [shlex.split(line) for line in lines]
     assert len(words) == 2 and [line[line.index("--epsilon") + 1] for line in words] == ["0.5", "2"]
-    assert all(line[-5:] == ["--suffix", "x_3", "--config", "it's a file.json", "--overwrite"] for line in words)
+    assert all(line[-5:] == ["--suffix", "x_3", "--config", config, "--overwrite"] for line in words)
     for bad in (["--epsilons", "1 two"], ["--epsilons", "1.2.3"], ["--seeds", "1.5"], ["--epsilon", "3"], ["--seeds"]):
         refused = subprocess.run(["sh", ROOT / "scripts" / generator, *bad], capture_output=True, text=True)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and bad[0] in refused.stderr
+
+
+def test_link_3_trains_on_the_subsets_of_its_configuration(tmp_path: Path) -> None:
+    generator, grid = "create_privacy_vs_memorization_dp_train_jobs.sh", ("--seeds", "3", "--epsilons", "2")
+    moved = write_config(tmp_path, private_model_dir=tmp_path / "moved")
+    for flags, folder in (
+        ((), "results/private_models/subsets"),
+        (("--config", moved), tmp_path / "moved/subsets"),
+        ((f"--config={moved}",), tmp_path / "moved/subsets"),
+        (("--config", moved, "--subset_dir", "elsewhere"), "elsewhere"),
+    ):
+        words = shlex.split(generated(generator, *grid, *flags)[0])
+        assert words[words.index("--subset") + 1] == f"{folder}/cifar100/subset_3.npy"
+    command = ["sh", ROOT / "scripts" / generator, "--config", tmp_path / "nowhere.json"]
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    refused = subprocess.run(command, capture_output=True, text=True, env=path)
+    assert refused.returncode == 2 and "nowhere.json" in refused.stderr and not refused.stdout
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_sampled_lines_of_every_generator_run(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ import pandas as pd
 
 from libdata.errors import InputError
 
+FORMAT = 1
+"""To be raised when what a column means changes; results of two formats are never mixed."""
 DISTANCE = "distance (sum)"
 STEP_COST = "Privacy cost"
 TOTAL = "Total Privacy Cost"

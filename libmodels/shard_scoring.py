@@ -19,9 +19,10 @@ from libdata.errors import InputError
 from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, stream
 from libdata.index import index_digest
 from libdata.scores import keep_index
-from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance
+from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance, read_sidecar
 from libmodels.devices import describe_device
 from libmodels.scoring import check_agreement, correctness, score_batch, score_outputs, score_settings
+from libscores.curvature import FORMAT
 
 
 def score_shards(
@@ -75,7 +76,7 @@ def score_shards(
         shutil.rmtree(parts_dir, ignore_errors=True)  # left by a job that was killed after it merged
         return "finished before, skipped"
 
-    parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}) for path in shards]
+    parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}, FORMAT) for path in shards]
     model: nn.Module | None = None
     correct, expected = np.empty(0, dtype=bool), np.empty(0)
     with (
@@ -112,7 +113,8 @@ def score_shards(
         merged = _merge(parts, len(order))
         check_agreement(merged["correct"], recorded, model_name)
         keep_index(score_dir, order.index)
-        made_by = provenance(**describe_device(device), batch_size=args.batch_size, files=len(parts))
+        earlier = [read_sidecar(part.path)["provenance"] for part in parts]
+        made_by = provenance(earlier, **describe_device(device), batch_size=args.batch_size, files=len(parts))
         for output, array in zip(outputs, (merged["curvature"], merged["trace"], order.labels), strict=True):
             output.save(array_bytes(array), made_by)
         shutil.rmtree(parts_dir)

@@ -30,6 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FORMAT = 1
+"""To be raised when what a score means changes; results of two formats are never mixed."""
+
 
 @dataclass(frozen=True)
 class CurvatureScores:

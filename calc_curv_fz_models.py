@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, load_dataset
-from libdata.fz import ensemble_root, list_ratios, list_runs, read_run, run_dir
+from libdata.fz import ensemble_root, list_ratios, read_run, run_dir
 from libdata.index import index_digest
+from libdata.scored_ensemble import usable_runs
 from libdata.scores import fz_model_name
 from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data: Dataset | None = None
     with TensorFlowReader() as reader:
         for ratio in list_ratios(root) if args.ratio == "all" else [args.ratio]:
-            for run in list_runs(root, ratio, args.start_run, args.stop_run):
+            for run in usable_runs(root, ratio, args.start_run, args.stop_run):
                 name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)
                 arrays = read_run(folder)
                 cache = config.converted_dir / f"{name}.pt"

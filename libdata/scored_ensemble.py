@@ -6,7 +6,7 @@ Only runs that belong together are read: libdata.comparable has the rule.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,40 +64,42 @@ def usable_runs(root: Path, ratio: str, start: int = 0, stop: int | None = None)
     return usable
 
 
-def check_runs(folders: Sequence[Path]) -> None:
-    """Refuse runs that do not make one ensemble.
+def check_runs(root: Path, ratio: str, runs: Iterable[int]) -> None:
+    """Refuse runs that do not make one ensemble, by their sidecars.
 
     Raises:
         InputError: Two differ in more than run and seed, or a run's arrays and weights are of different trainings.
     """
-    arrays = [kept(folder / "aux_arrays.npz") for folder in folders]
-    check_alike(arrays, RUNS)
-    for folder, one in zip(folders, arrays, strict=True):
-        weights = folder / "checkpoints" / "model.pt"
-        check_alike([one, kept(weights) if weights.exists() else None])
-        claims = [(weights, weights_digest(weights)), (folder / "aux_arrays.npz", _weights_of(one))]
+    all_arrays = []
+    for run in runs:
+        path = run_dir(root, ratio, run) / "aux_arrays.npz"
+        weights, arrays = path.parent / "checkpoints" / "model.pt", kept(path)
+        check_alike([arrays, kept(weights) if weights.exists() else None])
+        claims = [(weights, weights_digest(weights)), (path, _weights_of(arrays))]
         check_weights(claims, f"train the run again with {_TRAIN}")
+        all_arrays.append(arrays)
+    check_alike(all_arrays, RUNS)
 
 
 def _weights_of(arrays: Kept | None) -> str | None:
     return arrays.sidecar.get("weights_sha256") if arrays else None
 
 
-def read_runs(folders: Sequence[Path]) -> Iterator[RunArrays]:
-    """Yield the arrays of runs that `check_runs` took, each after a look at its digest.
+def checked_runs(root: Path, ratio: str, runs: Iterable[int]) -> Iterator[RunArrays]:
+    """Read runs that `check_runs` took, one at a time, after a look at each file's digest.
 
     Raises:
         InputError: A file is damaged or not what its sidecar says, or two are the same bit for bit.
     """
     seen: dict[str, Path] = {}
-    for folder in folders:
-        path = folder / "aux_arrays.npz"
-        one = kept(path)
-        digest = check_content(one) if one else file_sha256(path)
+    for run in runs:
+        path = run_dir(root, ratio, run) / "aux_arrays.npz"
+        arrays = kept(path)
+        digest = check_content(arrays) if arrays else file_sha256(path)
         if digest in seen:
             raise InputError(f"{path}: identical bit for bit to {seen[digest]}; one run counts once, leave one out")
         seen[digest] = path
-        yield read_run(folder)
+        yield read_run(path.parent)
 
 
 def values_on(arrays: RunArrays, folder: Path, examples: np.ndarray, value: str) -> tuple[np.ndarray, np.ndarray]:
@@ -148,21 +150,20 @@ class ScoredEnsemble:
             InputError: Runs or scores do not belong together, before the first is read; or a file is damaged.
         """
         self.check()
-        folders = [self._folder(run) for run in self.runs]
-        for run, folder, arrays in zip(self.runs, folders, read_runs(folders), strict=True):
+        for run, arrays in zip(self.runs, checked_runs(self.root, self.ratio, self.runs), strict=True):
             path = self._score_path(run)
             scores, _ = load_scores(path, curvature.FORMAT, _scorer(self.dataset))
             if scores.shape != self.examples.shape:
                 raise InputError(f"{path}: shape {scores.shape}, expected a score for each of {len(self.examples)}")
-            yield *values_on(arrays, folder, self.examples, self.value), scores
+            yield *values_on(arrays, self._folder(run), self.examples, self.value), scores
 
     def check(self) -> None:
-        """Compare what the sidecars say: of every run's scores, arrays and weights, and of all runs together.
+        """Compare what the sidecars say of every run's scores, arrays and weights, and of all runs together.
 
         Raises:
             InputError: Two files do not belong together; the message names both and what they differ in.
         """
-        check_runs([self._folder(run) for run in self.runs])
+        check_runs(self.root, self.ratio, self.runs)
         again = f"run {_scorer(self.dataset)} with --overwrite"
         all_scores = []
         for run in self.runs:

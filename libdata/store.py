@@ -289,12 +289,11 @@ def made_before(path: Path) -> list[dict[str, Any]]:
 
 
 def input_digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by their names, with the folder's where two are called the same."""
-    names = [path.name for path in paths]
-    return {
-        (path.name if names.count(path.name) == 1 else f"{path.absolute().parent.name}/{path.name}"): file_sha256(path)
-        for path in paths
-    }
+    """Return the SHA-256 of files by their names, with folders from the common one where two are called the same."""
+    different = {path.absolute() for path in paths}
+    common = os.path.commonpath([path.parent for path in different])
+    bare = len({path.name for path in different}) == len(different)
+    return {path.name if bare else os.path.relpath(path, common): file_sha256(path) for path in paths}
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -26,7 +26,7 @@ from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
 from libdata.fz import ensemble_root, read_run, run_dir
 from libdata.index import index_digest, load_array
-from libdata.scored_ensemble import check_runs, read_runs, usable_runs, values_on
+from libdata.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
 from libscores.link3 import draw_subset, top_k
@@ -60,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         examples = np.arange(len(scores))
     else:
         root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
-        folders = [run_dir(root, args.ensemble_ratio, run) for run in usable_runs(root, args.ensemble_ratio)]
-        check_runs(folders)
+        numbers = usable_runs(root, args.ensemble_ratio)
+        check_runs(root, args.ensemble_ratio, numbers)
+        folders = [run_dir(root, args.ensemble_ratio, run) for run in numbers]
         examples = read_run(folders[0]).examples
-        pairs = zip(read_runs(folders), folders, strict=True)
+        pairs = zip(checked_runs(root, args.ensemble_ratio, numbers), folders, strict=True)
         runs = (values_on(arrays, folder, examples, args.value) for arrays, folder in pairs)
         scores = memorization(runs, len(examples)).score
     try:

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, check_same_content, dataset_size, load_dataset
-from libdata.fz import ensemble_root, list_ratios, list_runs, read_runs, run_dir
+from libdata.fz import ensemble_root, list_ratios, read_runs, run_dir
 from libdata.index import index_digest
+from libdata.scored_ensemble import usable_runs
 from libdata.scores import fz_model_name
 from libdata.store import read_sidecar
 from libmodels import ARCHITECTURES
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data: Dataset | None = None
     with TensorFlowReader() as reader:
         for ratio in list_ratios(root) if args.ratio == "all" else [args.ratio]:
-            runs = list_runs(root, ratio, args.start_run, args.stop_run)
+            runs = usable_runs(root, ratio, args.start_run, args.stop_run)
             size = dataset_size(args.dataset, "train", config.data_dir)
             for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
                 name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)

@@ -25,11 +25,17 @@ from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
 from libdata.figures import memorization_against_epsilon
 from libdata.index import check_index, check_index_content, index_digest, load_array
-from libdata.private_models import add_model_choice, check_comparable, find_private_models, memberships
+from libdata.private_models import (
+    add_model_choice,
+    check_comparable,
+    find_private_models,
+    is_private_model,
+    memberships,
+)
 from libdata.results import ResultRow, save_figure, save_results
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
-from libscores.link3 import private_memorization, pure_bound, total_variation_bound
+from libscores.link3 import FORMAT, private_memorization, pure_bound, total_variation_bound
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(args.config)
     models = find_private_models(config.private_model_dir, args)
     check_comparable(models)
-    path = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
+    top_k = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
     size = dataset_size(args.dataset, "train", config.data_dir)
-    check_index_content(path, models[0].settings["data"].get("content_sha256"))
-    examples = np.sort(check_index(load_array(path), size, path))
+    if not top_k.exists():
+        raise InputError(f"{top_k}: missing; scripts/make_memorization_subsets.py makes it")
+    check_index_content(top_k, models[0].settings["data"].get("content_sha256"))
+    examples = np.sort(check_index(load_array(top_k), size, top_k))
     deltas = {model.settings["privacy"]["delta"] for model in models}
     groups = {epsilon: [m for m in models if m.epsilon == epsilon] for epsilon in sorted({m.epsilon for m in models})}
     results = {}
@@ -63,10 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, epsilons, delta = f"{args.dataset}_{args.arch}", np.array(list(results)), max(deltas)
     digests = {model.name: model.weights_sha256 for model in models if model.epsilon in results}
     settings = {"epsilons": epsilons.tolist(), "models": digests, "top_k_sha256": index_digest(examples)}
-    output = Output(config.score_dir / "private_memorization" / f"{name}.npy", settings)
+    path, inputs = config.score_dir / "private_memorization" / f"{name}.npy", ("models", "epsilons")
+    output = Output(path, settings, FORMAT, inputs)
     scores = np.array([[getattr(r.examples, key) for r in results.values()] for key in ("score", "standard_error")])
     with exclusive(output.path.parent):
-        if not output.finished(overwrite=args.overwrite):
+        if not output.finished(
+            overwrite=args.overwrite, is_there=lambda model: is_private_model(config.private_model_dir / model)
+        ):
             output.save(array_bytes(scores), provenance())
 
     figure = memorization_against_epsilon(name, epsilons, list(results.values()), delta)

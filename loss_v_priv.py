@@ -20,11 +20,11 @@ from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS
 from libdata.figures import loss_against_epsilon
-from libdata.private_models import add_model_choice, check_comparable, find_private_models, tabulate
+from libdata.private_models import add_model_choice, find_private_models, is_private_model, tabulate
 from libdata.results import ResultRow, save_figure, save_results
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
-from libscores.link2 import fit_curve, loss_curve, seed_means, trend
+from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,15 +35,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = load_config(args.config)
     models = find_private_models(config.private_model_dir, args)
-    check_comparable(models)
     epsilons, seeds, losses = tabulate(models, [float(np.mean(m.test_losses(), dtype=float)) for m in models])
 
     name = f"{args.dataset}_{args.arch}"
     digests = {model.name: model.weights_sha256 for model in models}
     settings = {"epsilons": epsilons.tolist(), "seeds": seeds.tolist(), "models": digests}
-    output = Output(config.score_dir / "loss_v_priv" / f"{name}.npy", settings)
+    path, inputs = config.score_dir / "loss_v_priv" / f"{name}.npy", ("models", "epsilons", "seeds")
+    output = Output(path, settings, FORMAT, inputs)
     with exclusive(output.path.parent):
-        if not output.finished(overwrite=args.overwrite):
+        if not output.finished(
+            overwrite=args.overwrite, is_there=lambda model: is_private_model(config.private_model_dir / model)
+        ):
             output.save(array_bytes(losses), provenance())
 
     means, moves = seed_means(losses), trend(epsilons, losses)

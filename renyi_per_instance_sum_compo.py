@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = ("alpha", "delta", "convention", "distance_unit", "fractional_orders", "measured_only")
     settings = {
         **{flag: getattr(args, flag) for flag in flags},
-        "input_sha256": [store.file_sha256(path) for path in args.files],
+        "input_sha256": store.input_digests(args.files),
         "runs": len(results.runs),
         "measured_steps": results.steps.size,
         "total_steps": results.total_steps,
@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         + ("" if args.measured_only else "; costs between measured steps are interpolated"),
     }
     with store.exclusive(directory):
-        outputs = [store.Output(directory / f"{name}{part}.csv", settings) for part in ("", "_totals")]
+        paths = [directory / f"{name}{part}.csv" for part in ("", "_totals")]
+        inputs = ("input_sha256", "runs", "measured_steps")
+        outputs = [store.Output(path, settings, renyi.FORMAT, inputs) for path in paths]
         if all([output.finished(overwrite=args.overwrite) for output in outputs]):
             print(f"{outputs[1].path}: already made with these settings")
             return

@@ -24,8 +24,8 @@ import torch
 from libdata import cli
 from libdata.config import load_config
 from libdata.fz import RunArrays
-from libdata.private_models import private_model_name
-from libdata.store import Output, arrays_bytes, exclusive, provenance
+from libdata.private_models import FORMAT, private_model_name
+from libdata.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
 from libmodels.dp_options import (
@@ -63,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = config.private_model_dir / private_model_name(args.dataset, args.arch, args.epsilon, args.suffix)
     settings = settings_of(args, study) | {"suffix": args.suffix}
     with exclusive(folder):
-        weights, arrays = Output(folder / "model.pt", settings), Output(folder / "aux_arrays.npz", settings)
-        state = Output(folder / "state.pt", settings | {"device": device.type})
+        weights, arrays, state = (
+            Output(folder / name, settings | more, FORMAT)
+            for name, more in (("model.pt", {}), ("aux_arrays.npz", {}), ("state.pt", {"device": device.type}))
+        )
         if args.overwrite or not args.resume:
             state.remove()
         if weights.finished(overwrite=args.overwrite) and arrays.finished(overwrite=args.overwrite):
@@ -73,11 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         kept, started = read_state(state), time.monotonic()
         privacy = kept["privacy"] if kept else plan_privacy(args, study.planned)
+        made_by = provenance(made_before(state.path), **describe_device(device))
         images, labels, test_images, test_labels = study.tensors(device)
         trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
         with cli.stop_requests() as stopping, EpochLog(folder.name, privacy, args.epochs) as log:
             if not train_private(
-                trainer, state, kept=kept, extra={"privacy": privacy}, save_every=args.save_every,
+                trainer, state, kept=kept, extra={"privacy": privacy}, made_by=made_by, save_every=args.save_every,
                 report=log, stopping=stopping,
             ):  # fmt: skip
                 at = f"stopped after step {trainer.step} of {privacy['steps']}"
@@ -97,9 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         outcome = {"test_loss": float(test_loss.mean(dtype=float)), "test_accuracy": float(test_correct.mean())}
         seconds = round(time.monotonic() - started, 3)
-        made_by = provenance(**describe_device(device), seconds=seconds, privacy=privacy, outcome=outcome)
-        arrays.save(arrays_bytes(**result.to_dict(), loss_test=test_loss), made_by)
-        weights.save(model_bytes(model, study.spec, privacy=privacy), made_by)
+        made_by |= {"seconds": seconds, "privacy": privacy, "outcome": outcome}
+        content = model_bytes(model, study.spec, privacy=privacy)
+        arrays.save(arrays_bytes(**result.to_dict(), loss_test=test_loss), made_by, weights_sha256=sha256(content))
+        weights.save(content, made_by)
         state.remove()
     spent = f"epsilon {privacy['spent_epsilon']:.4g} spent with noise multiplier {privacy['noise_multiplier']:g}"
     print(

@@ -18,6 +18,8 @@ from libdata import safe_pickle
 from libdata.errors import InputError
 from libdata.index import check_index, index_digest
 
+FORMAT = 1
+"""To be raised when what a value of these arrays means changes; results of two formats are never mixed."""
 TFDS_ORDER = "tfds_order.npz"
 """In an ensemble's root, optional: the TFDS-order positions its arrays use, as positions in torchvision's order."""
 _RELEASED = {

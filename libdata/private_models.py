@@ -8,7 +8,7 @@ a sidecar for each. What a model is, its epsilon and its seed are read from the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,9 +17,16 @@ from typing import Any
 import numpy as np
 
 from libdata import cli, safe_pickle
+from libdata.comparable import PRIVATE_MODELS, SCORES, Kept, check_alike, check_made_of, check_weights, kept
 from libdata.errors import InputError
 from libdata.fz import RunArrays, read_run
-from libdata.store import file_sha256, flatten, read_sidecar
+from libdata.scores import CURVATURE, score_path
+from libdata.store import check_format, file_sha256, flatten, load_scores, read_sidecar
+from libscores import curvature
+
+FORMAT = 1
+"""To be raised when what a private model is changes; models of two formats are never mixed."""
+_SCORER = "calc_curv_private_models.py"
 
 
 def private_model_name(dataset: str, arch: str, epsilon: float, suffix: str) -> str:
@@ -33,13 +40,21 @@ class PrivateModel:
 
     Attributes:
         folder: Where it is.
-        settings: What decided it, from its sidecar.
-        provenance: What is known of its making, from its sidecar: noise multiplier, spent epsilon, versions, ...
+        sidecar: The sidecar of its checkpoint.
     """
 
     folder: Path
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    sidecar: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decided it."""
+        return self.sidecar["settings"]
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What is known of its making: noise multiplier, spent epsilon, versions, ..."""
+        return self.sidecar.get("provenance", {})
 
     @property
     def name(self) -> str:
@@ -59,10 +74,14 @@ class PrivateModel:
     @property
     def weights_sha256(self) -> str:
         """Digest of its checkpoint, from the sidecar."""
-        return str(read_sidecar(self.folder / "model.pt")["sha256"])
+        return str(self.sidecar["sha256"])
 
     def arrays(self) -> RunArrays:
-        """Read which examples it trained on and how it does on all of them."""
+        """Read which examples it trained on and how it does on all of them.
+
+        Raises:
+            InputError: The file is damaged, or of other weights than the model's.
+        """
         self.file("aux_arrays.npz")
         return read_run(self.folder)
 
@@ -85,10 +104,12 @@ class PrivateModel:
         Raises:
             InputError: The file is missing, damaged or of another model.
         """
-        path = self.folder / name
+        path, again = self.folder / name, "run its line of train_dp.py again"
         sidecar = read_sidecar(path)
         if sidecar["settings"] != self.settings or not path.exists() or file_sha256(path) != sidecar["sha256"]:
-            raise InputError(f"{path}: missing, damaged or of another model; run its line of train_dp.py again")
+            raise InputError(f"{path}: missing, damaged or of another model; {again}")
+        if "weights_sha256" in sidecar:
+            check_weights([(self.folder / "model.pt", self.weights_sha256), (path, sidecar["weights_sha256"])], again)
         return path
 
 
@@ -101,37 +122,78 @@ def add_model_choice(parser: cli.Parser, datasets: Iterable[str], architectures:
     parser.add_argument("--suffix", default="*", help="pattern of the ends of the models' names, such as 'seed_*'")
 
 
+def open_private_model(folder: Path) -> PrivateModel:
+    """Read what the sidecars in a folder say.
+
+    Raises:
+        InputError: It is not a whole private model under its own name: a file or sidecar is missing or not one of a
+            private model, or the folder is called otherwise than its settings, as a copy is.
+    """
+    sidecars = []
+    for name in ("model.pt", "aux_arrays.npz"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name}: missing; run its line of train_dp.py again")
+        sidecars.append(read_sidecar(folder / name))
+    settings = sidecars[0]["settings"]
+    try:
+        parts = settings["data"]["dataset"], settings["model"]["arch"], float(settings["privacy"]["epsilon"])
+        name = private_model_name(*parts, settings["suffix"])
+        int(settings["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'model.json'}: not the sidecar of a private model") from error
+    if name != folder.name:
+        copy = ", a copy of the folder beside it" if (folder.parent / name).is_dir() else ""
+        raise InputError(f"{folder}: its settings are those of {name}{copy}")
+    check_format(folder / "model.pt", sidecars[0], FORMAT, "train_dp.py")
+    return PrivateModel(folder, sidecars[0])
+
+
+def is_private_model(folder: Path) -> bool:
+    """Tell whether `open_private_model` takes a folder."""
+    try:
+        open_private_model(folder)
+    except InputError:
+        return False
+    return True
+
+
 def find_private_models(root: Path, args: cli.Namespace) -> list[PrivateModel]:
     """List the finished private models that the flags of `add_model_choice` name, by epsilon and seed.
 
-    An epsilon without models is said on stderr and left out.
+    An epsilon without models is said on stderr and left out; so is a folder that `open_private_model` does not take.
 
     Args:
         root: private_model_dir.
         args: The flags; `epsilon` and `seed` may be None for all.
 
     Raises:
-        InputError: There is none, or a sidecar is unreadable.
+        InputError: There is none.
     """
-    models = []
+    models, left_out = [], []
     for path in sorted(root.glob("*/model.pt")):
-        sidecar = read_sidecar(path)
-        settings = sidecar["settings"]
+        name = path.parent.name
+        if "_eps_" in name and not name.startswith(f"{args.dataset}_{args.arch}_eps_"):
+            continue
         try:
-            wanted = settings["data"]["dataset"] == args.dataset and settings["model"]["arch"] == args.arch
-            wanted = wanted and fnmatchcase(settings["suffix"], args.suffix)
-            wanted = wanted and (args.epsilon is None or settings["privacy"]["epsilon"] in args.epsilon)
-            wanted = wanted and (args.seed is None or settings["seed"] in args.seed)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path.with_suffix('.json')}: not the sidecar of a private model") from error
-        if wanted:
-            models.append(PrivateModel(path.parent, settings, sidecar.get("provenance", {})))
+            model = open_private_model(path.parent)
+        except InputError as error:
+            left_out.append(str(error))
+            continue
+        settings = model.settings
+        wanted = settings["data"]["dataset"] == args.dataset and settings["model"]["arch"] == args.arch
+        wanted = wanted and fnmatchcase(settings["suffix"], args.suffix)
+        wanted = wanted and (args.epsilon is None or model.epsilon in args.epsilon)
+        if wanted and (args.seed is None or model.seed in args.seed):
+            models.append(model)
     if not models:
         kind = [f"suffix {args.suffix!r}"]
         kind += [f"epsilon {' or '.join(f'{value:g}' for value in args.epsilon)}"] if args.epsilon else []
         kind += [f"seed {' or '.join(map(str, args.seed))}"] if args.seed else []
         what = f"{args.dataset} and {args.arch} with {', '.join(kind)}"
-        raise InputError(f"{root}: no private model of {what}; train it with train_dp.py")
+        also = f" ({len(left_out)} left out, the first: {left_out[0]})" if left_out else ""
+        raise InputError(f"{root}: no private model of {what}; train it with train_dp.py{also}")
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
     models.sort(key=lambda model: (model.epsilon, model.seed))
     for epsilon in sorted(set(args.epsilon or ()) - {model.epsilon for model in models}):
         print(f"{root}: no model with epsilon {epsilon:g}; going on without it", file=sys.stderr)
@@ -145,18 +207,11 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
         InputError: Two of them are the same run, or they differ in more than epsilon, seed and the examples they
             were trained on.
     """
-    own = ("privacy.epsilon", "seed", "suffix", "train_on.index_sha256")
+    checkpoints = [Kept(model.folder, model.sidecar) for model in models]
+    check_alike(checkpoints, PRIVATE_MODELS, "; choose models of one kind with --suffix")
     seen: dict[tuple[object, ...], PrivateModel] = {}
-    first = flatten(models[0].settings)
     for model in models:
-        leaves = flatten(model.settings)
-        for key in sorted({*first, *leaves}):
-            if key not in own and first.get(key) != leaves.get(key):
-                raise InputError(
-                    f"{model.folder} and {models[0].folder} differ in {key} ({leaves.get(key, 'nothing')} and "
-                    f"{first.get(key, 'nothing')}); choose models of one kind with --suffix"
-                )
-        run = (model.epsilon, model.seed, leaves.get("train_on.index_sha256"))
+        run = (model.epsilon, model.seed, flatten(model.settings).get("train_on.index_sha256"))
         if run in seen:
             raise InputError(f"{model.folder} and {seen[run].folder} are the same run; choose one with --suffix")
         seen[run] = model
@@ -167,7 +222,11 @@ def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[n
 
     Returns:
         Increasing epsilons (E,), increasing seeds (S,), and the values, (E, S), NaN where there is no model.
+
+    Raises:
+        InputError: As `check_comparable`.
     """
+    check_comparable(models)
     epsilons = np.unique([model.epsilon for model in models])
     seeds = np.unique([model.seed for model in models])
     table = np.full((len(epsilons), len(seeds)), np.nan)
@@ -197,3 +256,37 @@ def memberships(models: Sequence[PrivateModel], examples: np.ndarray) -> tuple[n
         masks.append(mask)
         values.append(value)
     return np.stack(masks), np.stack(values)
+
+
+def scored_models(models: Sequence[PrivateModel], score_dir: Path, h: float) -> tuple[list[PrivateModel], list[str]]:
+    """Return the models whose curvature is kept, and the names of the others.
+
+    Raises:
+        InputError: There is none.
+    """
+    scored = [model for model in models if score_path(score_dir, CURVATURE, model.name, h).exists()]
+    if not scored:
+        raise InputError(f"{score_dir}: no scores of {models[0].name} or another of these models; run {_SCORER}")
+    return scored, [model.name for model in models if model not in scored]
+
+
+def read_curvature(models: Sequence[PrivateModel], score_dir: Path, h: float) -> Iterator[np.ndarray]:
+    """Yield every model's curvature of the same training-split examples, (N,).
+
+    Raises:
+        InputError: Models or scores do not belong together, before the first is read; or a file is damaged.
+    """
+    check_comparable(models)
+    again = f"; run {_SCORER} with --overwrite"
+    paths = [score_path(score_dir, CURVATURE, model.name, h) for model in models]
+    scores = [kept(path) for path in paths]
+    for model, path, one in zip(models, paths, scores, strict=True):
+        settings = one.settings if one else {}
+        if settings.get("model_name") != model.name:
+            raise InputError(f"{path}: its sidecar is missing or of another model{again}")
+        checkpoint = Kept(model.folder / "model.pt", model.sidecar)
+        check_weights([(path, settings["model"]["sha256"]), (checkpoint.path, model.weights_sha256)], again[2:])
+        check_made_of(one, checkpoint, ("data", "data"), ("model.spec", "model"))
+    check_alike(scores, SCORES, again)
+    for path in paths:
+        yield load_scores(path, curvature.FORMAT, _SCORER)[0]

@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from libdata.comparable import REMOVAL, RUNS, Kept, check_alike, check_content, kept
 from libdata.errors import InputError
-from libdata.store import read_sidecar
+from libdata.store import check_format, file_sha256
 from libdata.text_tables import open_table
 
+FORMAT = 1
+"""To be raised when what a column means changes; results of two formats are never mixed."""
 DISTANCE = "distance (sum)"
 STEP_COST = "Privacy cost"
 TOTAL = "Total Privacy Cost"
@@ -34,7 +37,9 @@ _TEXT_SETTINGS = ("dataset", "model", "reduction")
 _IDENTITY = ("run", "save_name", "res_name", "id", "seed")
 _SEED = "seed"
 _LENGTH = ("total_steps", "epochs")
+_TRAINING = ("eps", "delta", "lr")
 _CLIPPING_SLACK = 1e-4
+_MAKER = "sensitivity/compute_sensitivity.py"
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,10 @@ def read_results(
     """
     settings: dict[str, tuple[Any, Path]] = {}
     runs: dict[str, _Run] = {}
-    _check_one_content(list(map(Path, paths)))
     for path in map(Path, paths):
+        _check_there(path, _MAKER)
         table = _read_table(path, columns)
-        for name in (*_SETTINGS, *_TEXT_SETTINGS, *_LENGTH):
+        for name in (*_SETTINGS, *_TEXT_SETTINGS, *_LENGTH, *_TRAINING):
             if name in table:
                 _one_value(name, table[name], path, settings)
         for label, rows in _split_runs(path, table):
@@ -100,7 +105,7 @@ def read_results(
                 raise InputError(f"{path}: given twice; a run counts once")
             runs[label] = _arrange(label, rows, columns)
     sigma, p, batch_size, cn = _check_settings(settings)
-    _check_one_experiment(runs)
+    _check_one_experiment(runs, list(map(Path, paths)))
 
     first = next(iter(runs.values()))
     scale = batch_size / cn if distance_unit == "batch_mean" else 1 / cn
@@ -138,7 +143,7 @@ class _Run(NamedTuple):
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    numeric = {*_REQUIRED, *_LENGTH, *columns, "accuracy", "clipped_norm"}
+    numeric = {*_REQUIRED, *_LENGTH, *_TRAINING, *columns, "accuracy", "clipped_norm"}
     text = {*_TEXT_SETTINGS, *_IDENTITY}
     file = open_table(path)
     missing = [name for name in (*_REQUIRED, *columns) if name not in file.names]
@@ -222,7 +227,8 @@ def _check_settings(settings: dict[str, tuple[Any, Path]]) -> list[float]:
     return [float(settings[name][0]) for name in _SETTINGS]
 
 
-def _check_one_experiment(runs: dict[str, _Run]) -> None:
+def _check_one_experiment(runs: dict[str, _Run], paths: Sequence[Path]) -> None:
+    check_alike(_trainings(paths), RUNS)
     first_label, first = next(iter(runs.items()))
     seen: dict[bytes, str] = {}
     for label, run in runs.items():
@@ -236,16 +242,65 @@ def _check_one_experiment(runs: dict[str, _Run]) -> None:
         seen[digest] = label
 
 
-def _check_one_content(paths: Sequence[Path]) -> None:
-    """Refuse files whose sidecars say that they were measured on different data; one without a sidecar says nothing."""
-    first: tuple[object, Path] | None = None
-    for path in paths:
-        if path.with_suffix(".json").exists():
-            here = read_sidecar(path)["settings"].get("data", {}).get("content_sha256")
-            first = first or (here, path)
-            if here != first[0]:
-                told = [value or "not recorded" for value in (here, first[0])]
-                raise InputError(f"{path}: measured on data with content_sha256 {told[0]}, {first[1]} on {told[1]}")
+def _trainings(paths: Iterable[Path]) -> list[Kept]:
+    """Return the result files whose sidecars say how the runs were trained, after comparing their digests."""
+    found = [one for one in map(_kept, paths) if one and "optimization" in one.settings]
+    for one in found:
+        check_format(one.path, one.sidecar, FORMAT, _MAKER)
+        check_content(one)
+    return found
+
+
+def _kept(path: Path) -> Kept | None:
+    try:
+        return kept(path)
+    except InputError:
+        return None  # a JSON file of somebody else's
+
+
+def check_removal(rankings: Sequence[Path], results: Sequence[Sequence[Path]]) -> None:
+    """Refuse rankings, and the result files behind them, that are no before and after of one study.
+
+    What has no sidecar passes.
+
+    Args:
+        rankings: Two files of sensitivity/compo_res/rank.py, before and after.
+        results: The result files behind each, or none.
+
+    Raises:
+        InputError: The two are ranked by different costs, their accounting or training differs in more than runs,
+            points and the removed, or a file is not the one that the next was made of.
+    """
+    ranked = [_kept(path) for path in rankings]
+    check_alike(ranked, ("input_sha256",))
+    totals = []
+    for one, files in zip(ranked, results, strict=True):
+        name = one.sidecar.get("provenance", {}).get("file") if one else None
+        costs = one.path.with_name(name) if one and name else None
+        if one and costs and costs.exists():
+            _check_made_of(one, [costs], "sensitivity/compo_res/rank.py")
+            totals.append(_kept(costs))
+            if files and totals[-1]:
+                _check_made_of(totals[-1], files, "renyi_per_instance_sum_compo.py, or give the files it was made of")
+    derived = ("input_sha256", "measured_steps", "total_steps", "sample_rate", "noise_multiplier")
+    check_alike(totals, derived)
+    check_alike(_trainings([file for files in results for file in files]), REMOVAL)
+
+
+def _check_made_of(result: Kept, files: Sequence[Path], remedy: str) -> None:
+    said = result.settings.get("input_sha256", [])
+    known = {said} if isinstance(said, str) else set(said.values() if isinstance(said, Mapping) else said)
+    for file in files:
+        digest = file_sha256(file)
+        if known and digest not in known:
+            raise InputError(
+                f"{result.path} was not made of {file} as it is (sha256 {sorted(known)[0]} and {digest}); run {remedy}"
+            )
+
+
+def _check_there(path: str | Path, made_by: str) -> None:
+    if not Path(path).exists():
+        raise InputError(f"{path}: cannot read as CSV: No such file or directory; {made_by} makes it")
 
 
 def _total_steps(given: int | None, settings: dict[str, tuple[Any, Path]], p: float, last_step: int) -> int:
@@ -271,6 +326,7 @@ def read_ranking(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file cannot be read, lacks a column, repeats a point or holds a cost that is no number >= 0.
     """
+    _check_there(path, "sensitivity/compo_res/rank.py")
     table = _read_columns(path, ("point", TOTAL))
     return table["point"].astype(np.int64), table[TOTAL]
 
@@ -281,6 +337,7 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file cannot be read or has neither form, a point is repeated, or a cost is no number >= 0.
     """
+    _check_there(path, "renyi_per_instance_sum_compo.py")
     header = open_table(path).names
     if cost not in header and {"point", "step", STEP_COST} <= set(header):
         steps = _read_columns(path, ("point", "step", STEP_COST), unique=("point", "step"))
@@ -288,6 +345,19 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
         return points, np.bincount(position, steps[STEP_COST])
     table = _read_columns(path, ("point", cost))
     return table["point"].astype(np.int64), table[cost]
+
+
+def read_comparison(path: str | Path) -> pd.DataFrame:
+    """Read a table of sensitivity/rank_eval.py: `value`, `low` and `high` by metric.
+
+    Raises:
+        InputError: The file cannot be read or is not such a table.
+    """
+    _check_there(path, "sensitivity/run_compo.sh or rank_eval.py --output")
+    missing = {"metric", "value", "low", "high"} - set(open_table(path).names)
+    if missing:
+        raise InputError(f"{path}: lacks the column {min(missing)!r} of a comparison")
+    return pd.read_csv(path).set_index("metric")
 
 
 def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:

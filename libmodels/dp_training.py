@@ -383,6 +383,7 @@ def train_private(
     *,
     kept: dict[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    made_by: Mapping[str, Any] | None = None,
     save_every: float = 60.0,
     at: Collection[int] = (),
     on_step: Callable[[DPTrainer], object] | None = None,
@@ -396,6 +397,7 @@ def train_private(
         state: Where the unfinished state is kept; the caller removes it once the result is saved.
         kept: What `read_state` returned; the training goes on from there.
         extra: Plain values to keep beside the trainer's state, for the caller.
+        made_by: Provenance of the saved state.
         save_every: Seconds between two saved states; 0 saves after every step.
         at: Numbers of finished steps at which `on_step` is called: 0 is before the first, `steps` the end.
         on_step: Called with the trainer, which it may read but not change. After a kill, calls since the last
@@ -421,7 +423,7 @@ def train_private(
             break
         stop = stopping()
         if stop or time.monotonic() - saved >= save_every:
-            state.save(to_bytes({**(extra or {}), "trainer": trainer.state()}), {})
+            state.save(to_bytes({**(extra or {}), "trainer": trainer.state()}), made_by or {})
             saved = time.monotonic()
         if stop:
             return False

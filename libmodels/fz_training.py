@@ -13,8 +13,8 @@ import torch
 from libdata import cli
 from libdata.datasets import Dataset
 from libdata.errors import InputError
-from libdata.fz import RunArrays
-from libdata.store import Output, arrays_bytes, exclusive, provenance
+from libdata.fz import FORMAT, RunArrays
+from libdata.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
 from libmodels.streams import INIT, SUBSET, seeded, stream_seed
@@ -81,15 +81,16 @@ class FZTraining:
         settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": vars(self.sgd)}
         settings |= {"data": self.data.identity(), "model": self.spec.describe()}
         checkpoints = folder / "checkpoints"
-        weights, arrays = Output(checkpoints / "model.pt", settings), Output(folder / "aux_arrays.npz", settings)
-        state = Output(checkpoints / "state.pt", settings)
+        weights = Output(checkpoints / "model.pt", settings, FORMAT)
+        arrays = Output(folder / "aux_arrays.npz", settings, FORMAT)
+        state = Output(checkpoints / "state.pt", settings, FORMAT)
         with exclusive(folder), exclusive(checkpoints):
             if weights.finished(overwrite=overwrite) and arrays.finished(overwrite=overwrite):
                 state.remove()
                 return None
             if overwrite:
                 state.remove()
-            started = time.monotonic()
+            made_by, started = provenance(made_before(state.path), **describe_device(self.device)), time.monotonic()
             rng = np.random.default_rng(stream_seed(self.seed, run, SUBSET))
             chosen = rng.permutation(len(self.data))
             rows = {"train": np.sort(chosen[: self.n_train]), "removed": np.sort(chosen[self.n_train :])}
@@ -98,7 +99,7 @@ class FZTraining:
             images, labels = self.data.images.to(self.device), self.data.labels.to(self.device)
             if not train_sgd(
                 model, images[rows["train"]], labels[rows["train"]], self.sgd, seed=self.seed, run=run,
-                state=state, save_every=self.save_every, on_epoch=on_epoch, stopping=stopping,
+                state=state, made_by=made_by, save_every=self.save_every, on_epoch=on_epoch, stopping=stopping,
             ):  # fmt: skip
                 raise cli.Stopped(stopping(), f"{folder}: stopped and saved; run the same command again to go on")
             correct, prob = predict(model, images, labels)
@@ -109,8 +110,9 @@ class FZTraining:
                 prob={group: prob[row] for group, row in rows.items()} | {"test": test_prob},
                 subsample_idx=self.data.index[rows["train"]],
             )
-            made_by = provenance(**describe_device(self.device), seconds=round(time.monotonic() - started, 3))
-            weights.save(model_bytes(model, self.spec), made_by)
-            arrays.save(arrays_bytes(**result.to_dict()), made_by)
+            made_by["seconds"] = round(time.monotonic() - started, 3)
+            content = model_bytes(model, self.spec)
+            weights.save(content, made_by)
+            arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
             state.remove()
         return result

@@ -9,6 +9,9 @@ import torch
 from libmodels.dp_training import DPTrainer
 from libscores import one_step, renyi
 
+FORMAT = 1
+"""To be raised when what a column means changes; results of two formats are never mixed."""
+
 
 def measure_mean_rule(
     trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, order: int, delta: float, n_batches: int, n_tuples: int,

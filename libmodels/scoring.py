@@ -19,7 +19,7 @@ from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels.devices import describe_device
 from libmodels.training import predict
 from libscores.agreement import Overlap, below_median, lowest, overlap
-from libscores.curvature import CurvatureScores, check_model, curvature
+from libscores.curvature import FORMAT, CurvatureScores, check_model, curvature
 
 Result = TypeVar("Result")
 
@@ -68,7 +68,7 @@ def score_settings(
 def score_outputs(score_dir: Path, settings: dict[str, Any]) -> list[Output]:
     """Return the files that one model's scores go to, in the order of `KINDS`."""
     paths = [score_path(score_dir, kind, settings["model_name"], settings["h"]) for kind in KINDS]
-    return [Output(path, settings | {"score": kind}) for path, kind in zip(paths, KINDS, strict=True)]
+    return [Output(path, settings | {"score": kind}, FORMAT) for path, kind in zip(paths, KINDS, strict=True)]
 
 
 def score_model(

@@ -19,9 +19,10 @@ from libdata.errors import InputError
 from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, content_digest, stream
 from libdata.index import index_digest
 from libdata.scores import keep_index
-from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance
+from libdata.store import Output, array_bytes, arrays_bytes, exclusive, provenance, read_sidecar
 from libmodels.devices import describe_device
 from libmodels.scoring import check_agreement, check_scorable, outcomes, score_batch, score_outputs, score_settings
+from libscores.curvature import FORMAT
 
 _MERGED = {"curvature": np.float32, "trace": np.float32, "correctness": bool, "prob": np.float32}
 
@@ -78,7 +79,7 @@ def score_shards(
         shutil.rmtree(parts_dir, ignore_errors=True)  # left by a job that was killed after it merged
         return "finished before, skipped"
 
-    parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}) for path in shards]
+    parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}, FORMAT) for path in shards]
     model: nn.Module | None = None
     files: list[dict[str, np.ndarray]] = []
     with (
@@ -114,7 +115,8 @@ def score_shards(
         merged = _merge(parts, len(order))
         check_agreement(merged, recorded, model_name)
         keep_index(score_dir, order.index)
-        made_by = provenance(**describe_device(device), batch_size=args.batch_size, files=len(parts))
+        earlier = [read_sidecar(part.path)["provenance"] for part in parts]
+        made_by = provenance(earlier, **describe_device(device), batch_size=args.batch_size, files=len(parts))
         for output, array in zip(outputs, (merged["curvature"], merged["trace"], order.labels), strict=True):
             output.save(array_bytes(array), made_by)
         shutil.rmtree(parts_dir)

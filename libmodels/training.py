@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ def train_sgd(
     seed: int,
     run: int,
     state: Output,
+    made_by: Mapping[str, Any] | None = None,
     save_every: float = 60.0,
     on_epoch: Callable[[int], object] | None = None,
     stopping: Callable[[], object] = lambda: False,
@@ -62,6 +64,7 @@ def train_sgd(
         seed: Seed of the ensemble.
         run: Number of the run; (seed, run, epoch) decide the order of the batches and what the network draws.
         state: Where the unfinished state is kept; the caller removes it once the result is saved.
+        made_by: Provenance of that state.
         save_every: Seconds between two saved states; 0 saves after every epoch.
         on_epoch: Called with the number of finished epochs, at the start and after each.
         stopping: Asked after every epoch; when true, the state is saved and the training left.
@@ -113,7 +116,7 @@ def train_sgd(
                 "epochs_done": epoch + 1,
                 "network_stream": NETWORK,
             }
-            state.save(to_bytes(unfinished), {})
+            state.save(to_bytes(unfinished), made_by or {})
             saved = time.monotonic()
         if on_epoch:
             on_epoch(epoch + 1)

@@ -19,6 +19,8 @@ from scipy import optimize, stats
 
 from libscores.statistics import Estimate, PermutationTest, bootstrap_interval, permutation_test, spearman
 
+FORMAT = 1
+"""To be raised when what a test loss means changes; results of two formats are never mixed."""
 TRIM = 0.1
 """Share of the examples that the trimmed mean leaves out at each end."""
 

@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike
 from libscores.memorization import Memorization, memorization
 from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights
 
+FORMAT = 1
+"""To be raised when what memorization means changes; results of two formats are never mixed."""
+
 
 def top_k(memorization: np.ndarray, k: int) -> np.ndarray:
     """Return the rows of the k largest finite scores, sorted by row; ties go to the smaller row.

@@ -17,6 +17,8 @@ from scipy import special
 
 from libscores.renyi import step_divergence
 
+FORMAT = 1
+"""To be raised when what a cost means changes; results of two formats are never mixed."""
 _HOLDER_EXPONENTS = np.concatenate([1 + np.geomspace(0.05, 1e4, 60), [math.inf]])
 
 

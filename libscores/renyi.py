@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+FORMAT = 1
+"""To be raised when what a cost means changes; results of two formats are never mixed."""
+
 Convention = Literal["derived", "published"]
 FractionalOrders = Literal["interpolated", "rounded_up"]
 

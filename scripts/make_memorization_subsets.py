@@ -21,11 +21,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from libdata import cli
+from libdata.comparable import kept
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_runs, read_run, read_runs, run_dir, same_content
+from libdata.fz import ensemble_root, read_run, run_dir
 from libdata.index import index_digest, load_array
+from libdata.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
 from libscores.link3 import draw_subset, top_k
@@ -59,12 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         examples, content = np.arange(len(scores)), None
     else:
         root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
-        numbers = list_runs(root, args.ensemble_ratio, 0, None)
-        size = dataset_size(args.dataset, "train", config.data_dir)
-        content = same_content(run_dir(root, args.ensemble_ratio, run) for run in numbers)
-        examples = read_run(run_dir(root, args.ensemble_ratio, numbers[0]), size).examples
-        runs = read_runs(root, args.ensemble_ratio, numbers, size)
-        scores = memorization((run.on(examples, args.value) for run in runs), len(examples)).score
+        numbers = usable_runs(root, args.ensemble_ratio)
+        check_runs(root, args.ensemble_ratio, numbers)
+        folders = [run_dir(root, args.ensemble_ratio, run) for run in numbers]
+        first, size = kept(folders[0] / "aux_arrays.npz"), dataset_size(args.dataset, "train", config.data_dir)
+        content = first.settings["data"].get("content_sha256") if first else None
+        examples = read_run(folders[0], size).examples
+        pairs = zip(checked_runs(root, args.ensemble_ratio, numbers, size), folders, strict=True)
+        runs = (values_on(arrays, folder, examples, args.value) for arrays, folder in pairs)
+        scores = memorization(runs, len(examples)).score
     try:
         top = top_k(scores, args.top_k)
     except ValueError as error:

@@ -28,7 +28,8 @@ from libdata import cli
 from libdata.config import load_config
 from libdata.errors import InputError
 from libdata.index import index_digest
-from libdata.store import Output, exclusive, provenance
+from libdata.sensitivity_results import FORMAT
+from libdata.store import Output, exclusive, made_before, provenance
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
 from libmodels.dp_options import EpochLog, dp_settings, plan_privacy, seeds_of
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     models, training, total = checkpoints.folder, checkpoints.settings, int(checkpoints.steps[-1])
     part = "" if args.stage is None else f"_stage_{args.stage:g}"
     settings = {**training, "points_sha256": index_digest(points), "stages": stages, "save_freq": args.save_freq}
-    result = Output(config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv", settings | {"run": args.run})
+    path = config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv"
+    result = Output(path, settings | {"run": args.run}, FORMAT)
     state = Output(models / "state.pt", training)
     with exclusive(models):
         if args.overwrite or not args.resume:
@@ -72,19 +74,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
         trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
 
+        files = [state.path, *(checkpoints.output(step).path for step in checkpoints.steps.tolist())]
+        made_by = provenance([one for file in files for one in made_before(file)], **describe_device(device))
+
         def keep(trainer: DPTrainer) -> None:
             content = model_bytes(trainer.model, study.spec, privacy=privacy)
-            checkpoints.output(trainer.step).save(content, provenance(**describe_device(device), privacy=privacy))
+            checkpoints.output(trainer.step).save(content, made_by | {"privacy": privacy})
 
         with cli.stop_requests() as stopping, EpochLog(models.name, privacy, args.epochs) as log:
             if not trained and not train_private(
-                trainer, state, kept=kept, extra={"privacy": privacy}, save_every=args.save_every,
+                trainer, state, kept=kept, extra={"privacy": privacy}, made_by=made_by, save_every=args.save_every,
                 at=set(checkpoints.steps.tolist()), on_step=keep, report=log, stopping=stopping,
             ):  # fmt: skip
                 at = f"stopped after step {trainer.step} of {total}"
                 raise cli.Stopped(stopping(), f"{models}: {at}; run the same command again to go on")
             table = measure_stages(trainer, checkpoints, stages, points, study, (test[0], test[1]), stopping)
-        made_by = provenance(**describe_device(device), privacy=privacy, seconds=round(time.monotonic() - started, 3))
+        made_by |= {"privacy": privacy, "seconds": round(time.monotonic() - started, 3)}
         with exclusive(result.path.parent):
             result.save(table.assign(**constant_columns(args, privacy)).to_csv(index=False).encode(), made_by)
         state.remove()

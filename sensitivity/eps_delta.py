@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from libdata import cli, store
 from libdata.sensitivity_results import DISTANCE_UNITS, read_results, table_bytes
-from libscores.one_step import sum_rule_epsilon
+from libscores.one_step import FORMAT, sum_rule_epsilon
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {
         "delta": args.delta,
         "distance_unit": args.distance_unit,
-        "input_sha256": [store.file_sha256(path) for path in args.files],
+        "input_sha256": store.input_digests(args.files),
     }
     with store.exclusive(directory):
-        output = store.Output(directory / "eps_delta.csv", settings)
+        output = store.Output(directory / "eps_delta.csv", settings, FORMAT, ("input_sha256",))
         if output.finished(overwrite=args.overwrite):
             print(f"{output.path}: already made with these settings")
             return

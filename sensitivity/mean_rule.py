@@ -38,7 +38,7 @@ from libmodels.gradient_norms import (
     stage_shares,
     stage_steps,
 )
-from libmodels.mean_rule import measure_mean_rule
+from libmodels.mean_rule import FORMAT, measure_mean_rule
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoints = kept_checkpoints(args, config.sensitivity_dir, study)
     flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": stage_shares(args), **flags}
-    output = Output(config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv", settings)
+    output = Output(config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv", settings, FORMAT)
     privacy = checkpoints.privacy()
     if privacy is None:
         raise InputError(f"{checkpoints.folder}: no checkpoints of these settings; run compute_sensitivity.py first")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from libdata import cli, store
 from libdata.errors import InputError
-from libdata.sensitivity_results import read_ranking, read_results, table_bytes
+from libdata.sensitivity_results import check_removal, read_ranking, read_results, table_bytes
 from libscores import ranking, renyi
 from libscores.statistics import Estimate
 
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{args.after}: needs at least 2 points")
     files = [args.before, args.after, *args.results_before, *args.results_after]
     flags = {name: getattr(args, name) for name in ("paired", "alpha", "resamples", "seed")}
-    settings = {**flags, "input_sha256": [store.file_sha256(path) for path in files]}
-    output = store.Output(args.output, settings) if args.output else None
+    settings = {**flags, "input_sha256": store.input_digests(files)}
+    output = store.Output(args.output, settings, inputs=("input_sha256",)) if args.output else None
     if output:
         output.finished(overwrite=args.overwrite)
 
@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{args.results_after[0]}: measured at other stages than {args.results_before[0]}")
         if args.paired and len(runs_before.costs) != len(runs_after.costs):
             raise InputError(f"--paired: {len(runs_before.costs)} runs before, {len(runs_after.costs)} after")
+    check_removal([args.before, args.after], [args.results_before, args.results_after])
+    if args.results_before:
         table |= ranking.compare_runs(runs_before, runs_after, args.paired, args.resamples, args.seed)
     for name, value in table.items():
         print(f"{name:42s} {value if isinstance(value, Estimate) else format(value, '.4g')}")

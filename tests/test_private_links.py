@@ -6,16 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 
+from libdata import cli
+from libdata.errors import InputError
 from libdata.fz import read_run
 from libdata.index import load_array
+from libdata.private_models import add_model_choice, find_private_models, read_curvature, scored_models
 from libdata.scores import score_path
-from libdata.store import load_scores
+from libdata.store import load_scores, read_sidecar
 
 CHOICE = ("--dataset", "mnist", "--arch", "smallcnn")
 DP_FLAGS = (*CHOICE, "--data_subset", "200", "--batch_size", "32", "--epochs", "2", "--accountant", "rdp")
@@ -116,6 +120,139 @@ def test_too_few_models_are_said_and_the_rest_goes_on(family: Path) -> None:
     assert refused.returncode == 2 and "epsilon 2: memorization needs at least two models" in refused.stderr
     for script in ("loss_v_priv.py", "calc_private_memorization.py", "calc_curv_private_models.py"):
         assert_refused(run_script(script, "--dataset", "cifar10", "--config", config), "no private model of cifar10")
+
+
+def choice(folder: Path, *flags: object) -> cli.Namespace:
+    parser = cli.Parser("")
+    add_model_choice(parser, ["mnist"], ["smallcnn"])
+    return parser.parse_args([*map(str, flags), "--config", str(folder / "config.json")])
+
+
+def copied(family: Path, folder: Path, seeds: Sequence[int]) -> Path:
+    """Copy the models of some seeds; return the folder of all."""
+    for epsilon in EPSILONS:
+        for seed in seeds:
+            name = f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{seed}"
+            shutil.copytree(family / "private_model_dir" / name, folder / "private_model_dir" / name)
+    shutil.copytree(family / "private_model_dir/subsets", folder / "private_model_dir/subsets", dirs_exist_ok=True)
+    write_config(folder)
+    return folder / "private_model_dir"
+
+
+@pytest.mark.parametrize("script", ["loss_v_priv.py", "calc_private_memorization.py"])
+def test_results_grow_with_the_models(family: Path, tmp_path: Path, script: str) -> None:
+    line = (script, *CHOICE, "--config", tmp_path / "config.json")
+    models = copied(family, tmp_path, SEEDS[:3])
+    assert "made again" not in run_script(*line).stdout
+    (kept,) = (tmp_path / "score_dir").rglob("*.npy")
+    pilot, bytes_of_pilot = json.loads(kept.with_suffix(".json").read_text()), kept.read_bytes()
+    copied(family, tmp_path, SEEDS[3:])
+    grown = run_script(*line)
+    assert grown.returncode == 0 and f"{kept}: made again, 2 models added\n" in grown.stdout
+    assert "made again" not in run_script(*line).stdout
+    assert len(read_sidecar(kept)["settings"]["models"]) == 8
+    refused = run_script(*line, "--epsilon", 2)  # the others are still there: another question
+    assert refused.returncode == 2 and "--overwrite replaces it" in refused.stderr and len(refused.stderr) < 1000
+    shutil.rmtree(models / "mnist_smallcnn_eps_50_memorization_seed_3")
+    (models / "mnist_smallcnn_eps_2_memorization_seed_3" / "model.json").unlink()
+    fewer = run_script(*line)
+    assert f"{kept}: made again, 2 models gone\n" in fewer.stdout and fewer.stderr.count("left out") == 1
+    assert kept.read_bytes() == bytes_of_pilot
+    path = models / "mnist_smallcnn_eps_2_memorization_seed_0" / "model.json"  # as if it were trained again
+    path.write_text(path.read_text().replace(read_sidecar(path)["sha256"], "0" * 64))
+    arrays = path.with_name("aux_arrays.json")
+    arrays.write_text(arrays.read_text().replace(read_sidecar(arrays)["weights_sha256"], "0" * 64))
+    assert f"{kept}: made again, 1 model changed\n" in run_script(*line).stdout
+    del pilot["format"]
+    kept.with_suffix(".json").write_text(json.dumps(pilot))  # as an earlier version left it
+    assert "made again, 1 model changed" in run_script(*line).stdout
+    kept.with_suffix(".json").write_text(json.dumps(pilot | {"format": 0}))
+    assert "made again" in run_script(*line).stdout
+
+
+def test_another_list_of_examples_is_another_question(family: Path, tmp_path: Path) -> None:
+    copied(family, tmp_path, SEEDS)
+    line = ("calc_private_memorization.py", *CHOICE, "--config", tmp_path / "config.json")
+    assert run_script(*line).returncode == 0
+    np.save(tmp_path / "other.npy", np.arange(30))
+    refused = run_script(*line, "--top_k", tmp_path / "other.npy")
+    assert refused.returncode == 2 and "top_k_sha256" in refused.stderr and "--overwrite" in refused.stderr
+    missing = run_script(*line, "--top_k", tmp_path / "none.npy")
+    assert missing.returncode == 2 and "scripts/make_memorization_subsets.py makes it" in missing.stderr
+
+
+def test_what_is_no_whole_model_is_named_and_left_out(family: Path, tmp_path: Path) -> None:
+    models = copied(family, tmp_path, SEEDS)
+    name = "mnist_smallcnn_eps_2_memorization_seed_{}".format
+    shutil.copytree(models / name(0), models / f"{name(0)} (copy)")
+    shutil.copytree(models / name(0), models / "mnist_smallcnn_eps_50_other")
+    (models / name(1) / "model.json").unlink()
+    (models / name(2) / "aux_arrays.json").write_text("{")
+    (models / "cifar10_smallcnn_eps_2_seed_0").mkdir()
+    (models / "cifar10_smallcnn_eps_2_seed_0/model.pt").touch()  # nobody asked for it
+    for command in (("loss_v_priv.py", *CHOICE), ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1)):
+        result = run_script(*command, "--config", tmp_path / "config.json")
+        assert result.returncode == 0, result.stderr
+        told = result.stderr.splitlines()
+        assert len(told) == 4 and all(line.startswith(f"left out: {models}") for line in told)
+        for folder in ("(copy)", "eps_50_other"):
+            assert f"{folder}: its settings are those of {name(0)}, a copy of the folder beside it" in result.stderr
+        assert f"{name(1)}/model.pt: its sidecar model.json" in result.stderr
+        assert f"{name(2)}/aux_arrays.json: not valid JSON" in result.stderr
+    losses, sidecar = load_scores(tmp_path / "score_dir/loss_v_priv/mnist_smallcnn.npy")
+    assert len(sidecar["settings"]["models"]) == 6 and np.isnan(losses).sum() == 2
+    assert len(list((tmp_path / "score_dir").glob("mnist_*"))) == 6
+    shutil.move(models / f"{name(0)} (copy)", tmp_path / f"{name(0)} (copy)")
+    for path in models.glob("mnist_*"):
+        shutil.rmtree(path)
+    shutil.move(tmp_path / f"{name(0)} (copy)", models)
+    nothing = run_script("loss_v_priv.py", *CHOICE, "--config", tmp_path / "config.json")
+    assert nothing.returncode == 2 and len(nothing.stderr.splitlines()) == 1 and "1 left out" in nothing.stderr
+
+
+def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: Path, tmp_path: Path) -> None:
+    models = copied(family, tmp_path, SEEDS[:2])
+    config = ("--config", tmp_path / "config.json")
+    subset = ("--subset", models / "subsets/mnist/subset_2.npy", "--suffix", "memorization_seed_2")
+    train = ("train_dp.py", *DP_FLAGS, "--epsilon", 2, "--seed", 2, *subset)
+    score = ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1)
+
+    def read() -> list[np.ndarray]:
+        found = find_private_models(models, choice(tmp_path))
+        scored, missing = scored_models(found, tmp_path / "score_dir", 1e-3)
+        assert not missing
+        return list(read_curvature(scored, tmp_path / "score_dir", 1e-3))
+
+    with pytest.raises(InputError, match="run calc_curv_private_models.py"):
+        read()
+    for command in (train, score):
+        assert run_script(*command, *config).returncode == 0
+    assert len(read()) == 5
+    for command, flags, said in (
+        (score, ("--temp", 10), r"temp \(10.0 and 1.0\)"),
+        (score, (), ""),
+        (train, ("--lr", 0.01), r"optimization.lr \(0.01 and 0.001\); choose models of one kind"),
+    ):
+        again = run_script(*command, *flags, "--overwrite", *(("--seed", 2) if command == score else ()), *config)
+        assert again.returncode == 0, again.stderr
+        if said:
+            with pytest.raises(InputError, match=said):
+                read()
+    for script in ("loss_v_priv.py", "calc_private_memorization.py"):
+        refused = run_script(script, *CHOICE, *config)
+        assert refused.returncode == 2 and "optimization.lr (0.01 and 0.001)" in refused.stderr
+    assert run_script(*train, "--max_physical_batch_size", 8, "--overwrite", *config).returncode == 0
+    path = models / "mnist_smallcnn_eps_2_memorization_seed_2"
+    for name in ("model", "aux_arrays"):  # the settings of the others, but trained again
+        text = (path / f"{name}.json").read_text()
+        (path / f"{name}.json").write_text(
+            text.replace('"max_physical_batch_size": 8', '"max_physical_batch_size": 512')
+        )
+    with pytest.raises(InputError, match="curv_scores_.*seed_2.* and .*seed_2/model.pt belong to different weights"):
+        read()
+    shutil.copy(models / "mnist_smallcnn_eps_2_memorization_seed_1/aux_arrays.npz", path)
+    refused = run_script("loss_v_priv.py", *CHOICE, *config)
+    assert refused.returncode == 2 and f"{path / 'aux_arrays.npz'}: missing, damaged or of another" in refused.stderr
 
 
 def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     points, costs = points[order], costs[order]
     stem = args.file.with_name(args.file.stem.removesuffix("_totals"))
     settings = {"cost": args.cost, "input_sha256": store.file_sha256(args.file)}
-    outputs = [(store.Output(Path(f"{stem}_ranked.csv"), settings), table_bytes({"point": points, TOTAL: costs}))]
+    ranked = store.Output(Path(f"{stem}_ranked.csv"), settings, inputs=("input_sha256",))
+    outputs = [(ranked, table_bytes({"point": points, TOTAL: costs}))]
     if args.select:
         chosen = select_points(points, costs, args.select, args.which, args.seed)
         settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             outputs.append((store.Output(path, settings), " ".join(map(str, listed.tolist())).encode() + b"\n"))
     with store.exclusive(args.file.parent):
         for output, content in outputs:
-            if not output.finished(overwrite=args.overwrite):
+            same = output.path.is_file() and output.path.read_bytes() == content
+            if not output.finished(overwrite=args.overwrite or same):
                 output.save(content, store.provenance(file=args.file.name))
             print(f"{output.path}")
     for title, part in (("cheapest", slice(0, args.show)), ("dearest", slice(max(points.size - args.show, 0), None))):

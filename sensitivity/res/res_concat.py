@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     path = args.output or args.files[0].parent / "res_concat.csv"
     with store.exclusive(path.parent):
-        output = store.Output(path, {"input_sha256": [store.file_sha256(file) for file in args.files]})
+        output = store.Output(path, {"input_sha256": store.input_digests(args.files)}, inputs=("input_sha256",))
         if output.finished(overwrite=args.overwrite):
             print(f"{path}: already made from these files")
             return

@@ -37,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     directory = args.output_dir or args.files[0].parent / "res_per_point"
     with store.exclusive(directory):
-        output = store.Output(
-            directory / "res_runA.csv", {"input_sha256": [store.file_sha256(file) for file in args.files]}
-        )
+        settings = {"input_sha256": store.input_digests(args.files)}
+        output = store.Output(directory / "res_runA.csv", settings, inputs=("input_sha256",))
         if output.finished(overwrite=args.overwrite):
             print(f"{directory}: already made from these files")
             return

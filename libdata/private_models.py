@@ -19,6 +19,7 @@ import numpy as np
 from libdata import cli, safe_pickle
 from libdata.errors import InputError
 from libdata.fz import RunArrays, read_run
+from libdata.scores import CURVATURE, score_path
 from libdata.store import file_sha256, flatten, read_sidecar
 
 
@@ -197,3 +198,15 @@ def memberships(models: Sequence[PrivateModel], examples: np.ndarray) -> tuple[n
         masks.append(mask)
         values.append(value)
     return np.stack(masks), np.stack(values)
+
+
+def scored_models(models: Sequence[PrivateModel], score_dir: Path, h: float) -> tuple[list[PrivateModel], list[str]]:
+    """Return the models whose curvature is kept, and the names of the others.
+
+    Raises:
+        InputError: There is none.
+    """
+    scored = [model for model in models if score_path(score_dir, CURVATURE, model.name, h).exists()]
+    if not scored:
+        raise InputError(f"{score_dir}: no scores of {models[0].name} or another of these models")
+    return scored, [model.name for model in models if model not in scored]

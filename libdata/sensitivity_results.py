@@ -48,6 +48,8 @@ class SensitivityResults:
         total_steps: Steps of the whole training run.
         accuracy: Test accuracy, shape (R, S), NaN where the files have none.
         columns: Further columns that were asked for, each of shape (R, S, P).
+        dataset: The data set, "" where the files do not name it.
+        model: The network, "" where the files do not name it.
     """
 
     sensitivity: np.ndarray
@@ -61,6 +63,8 @@ class SensitivityResults:
     total_steps: int
     accuracy: np.ndarray
     columns: dict[str, np.ndarray]
+    dataset: str
+    model: str
 
 
 def read_results(
@@ -120,6 +124,8 @@ def read_results(
         total_steps=_total_steps(total_steps, settings, p, int(first.steps[-1])),
         accuracy=np.stack([run.accuracy for run in runs.values()]),
         columns={name: np.stack([run.values[name] for run in runs.values()]) for name in columns},
+        dataset=str(settings.get("dataset", ("",))[0]),
+        model=str(settings.get("model", ("",))[0]),
     )
 
 
@@ -262,6 +268,18 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
         return points, np.bincount(position, steps[STEP_COST])
     table = _read_columns(path, ("point", cost))
     return table["point"].astype(np.int64), table[cost]
+
+
+def read_comparison(path: str | Path) -> pd.DataFrame:
+    """Read a table of sensitivity/rank_eval.py: `value`, `low` and `high` by metric.
+
+    Raises:
+        InputError: The file cannot be read or is not such a table.
+    """
+    missing = {"metric", "value", "low", "high"} - set(_header(path))
+    if missing:
+        raise InputError(f"{path}: lacks the column {min(missing)!r} of a comparison")
+    return pd.read_csv(path).set_index("metric")
 
 
 def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:

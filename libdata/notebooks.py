@@ -169,19 +169,6 @@ def set_parameters(notebook: dict[str, Any], given: Mapping[str, tuple[object, o
         cells[0]["source"] = b"".join(lines).decode()
 
 
-def parameters(notebook: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters that a notebook's parameters cell sets to plain values."""
-    found = {}
-    for cell in notebook["cells"]:
-        if "parameters" in _tags(cell):
-            for name, nodes in _assignments(_source(cell)).items():
-                try:
-                    found[name] = ast.literal_eval(nodes[-1])
-                except ValueError:
-                    continue
-    return found
-
-
 def _tags(cell: Mapping[str, Any]) -> list[str]:
     return cell["metadata"].get("tags", [])
 

@@ -351,7 +351,8 @@ def _statistics(mem: np.ndarray, curv: np.ndarray, curv_max: np.ndarray | None =
 
 
 def _bounds(statistic: str) -> Bounds:
-    return {"slope": UNBOUNDED, "intercept": UNBOUNDED, "a": NOT_NEGATIVE, "b": NOT_NEGATIVE}.get(statistic, CORRELATION)
+    own = {"slope": UNBOUNDED, "intercept": UNBOUNDED, "a": NOT_NEGATIVE, "b": NOT_NEGATIVE}
+    return own.get(statistic, CORRELATION)
 
 
 def _halves(mem: np.ndarray, curv: np.ndarray) -> float:

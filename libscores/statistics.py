@@ -34,7 +34,8 @@ def symmetric_interval(value: float, half_width: float, bounds: Bounds = UNBOUND
     """Return value +- half_width, cut at what is possible.
 
     The true value is within the bounds, so cutting leaves the coverage as it is. Fisher's z would stay inside, too, but
-    is infinite at +-1, which rank correlations of a few runs reach. The value is cut as well: rounding may put it outside.
+    is infinite at +-1, which rank correlations of a few runs reach. The value is cut as well, as rounding may put it
+    outside.
 
     Args:
         value: The estimate.

@@ -7,7 +7,9 @@ Parameters are written into the notebook's parameters cell, so that what the cel
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,12 +78,44 @@ def from_yaml(content: str, flag: str) -> dict[str, tuple[object, object]]:
     return {name: (values[name], typed.get(str(name))) for name in values}
 
 
+def execute(notebook: Any, name: str, kernel: str) -> None:
+    """Execute a notebook in place, with the top of the repository as its working directory.
+
+    Raises:
+        cli.Stopped: A signal came; the kernel is gone.
+        nbclient.exceptions.CellExecutionError: A cell failed.
+    """
+    from nbclient import NotebookClient
+
+    received: list[int] = []
+
+    def take_signals(**_: object) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop(signum: int) -> None:
+            received.append(signum)
+            if task:
+                task.cancel()
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, stop, signum)
+
+    options: dict[str, Any] = {"kernel_name": kernel} if kernel else {}
+    options |= {"timeout": None, "record_timing": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
+    options |= {"resources": {"metadata": {"path": str(ROOT)}}, "on_notebook_start": take_signals}
+    try:
+        NotebookClient(notebook, **options).execute()
+    except BaseException:
+        if received:
+            raise cli.Stopped(received[0], f"stopped before the end of {name}; nothing is kept") from None
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, set the parameters, execute, save."""
     args = parse(argv)
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     import nbformat
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
     from nbconvert import HTMLExporter
 
@@ -96,11 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_parameters(notebook, args.given)
     except InputError as error:
         raise InputError(f"{args.notebook}: {error}") from error
-    options: dict[str, Any] = {"kernel_name": args.kernel} if args.kernel else {}
-    options |= {"timeout": None, "record_timing": False, "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
-    where = {"metadata": {"path": str(ROOT), "name": args.notebook.stem}}
     try:
-        NotebookClient(notebook, resources=where, **options).execute()
+        execute(notebook, args.notebook.name, args.kernel)
     except CellExecutionError as error:
         if error.ename == InputError.__name__:
             raise InputError(f"{args.notebook}: {error.evalue}") from error
@@ -108,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     for suffix, content in (
         (".ipynb", nbformat.writes(notebook) + "\n"),
-        (".html", HTMLExporter().from_notebook_node(notebook, where)[0]),
+        (".html", HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": args.notebook.stem}})[0]),
     ):
         write_atomic(args.folder / f"{args.notebook.stem}{suffix}", content.encode())
 

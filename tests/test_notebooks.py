@@ -1,12 +1,15 @@
-"""Notebooks show what their one parameters cell says, as committed, as the README runs them, and as a user edits them."""
+"""Notebooks show what their one parameters cell says: as committed, by the README, and as a user edits them."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbclient
@@ -215,3 +218,25 @@ def test_the_cell_assigns_what_was_given_and_keeps_the_rest(values: dict[str, ob
     set_parameters(notebook, {name: (value, typed[name]) for name, value in values.items()})
     assert assigned(notebook) == before | values
     assert cell["source"].count("kept") == 2 and cell["source"].startswith("# µ: first\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_notebook_says_so_in_one_line_and_leaves_nothing(signum: signal.Signals, tmp_path: Path) -> None:
+    begun, path = tmp_path / "begun", tmp_path / "slow.ipynb"
+    source = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook["metadata"]["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(notebook, path)
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        ["sh", "scripts/run_notebook.sh", str(path), str(tmp_path / "out")], cwd=ROOT, env=environment,
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not begun.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signum)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum
+    assert len(said.splitlines()) == 1 and "stopped before the end of slow.ipynb" in said, said
+    assert not list((tmp_path / "out").iterdir())

@@ -25,6 +25,7 @@ from libdata.results import ResultRow, save_figure, save_results
 from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
 from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
+from libscores.statistics import NOT_NEGATIVE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             output.save(array_bytes(losses), provenance())
 
-    means, moves = seed_means(losses), trend(epsilons, losses)
+    means, moves = seed_means(losses, NOT_NEGATIVE), trend(epsilons, losses)
     fit = fit_curve(loss_curve, epsilons, losses) if len(epsilons) > 3 else None
     save_figure(loss_against_epsilon(name, epsilons, losses, means, fit), config.figure_dir, f"loss_v_priv_{name}")
     verdict = "yes" if moves.spearman.high < moves.permutation.null_low else "no"

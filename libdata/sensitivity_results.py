@@ -58,6 +58,8 @@ class SensitivityResults:
         total_steps: Steps of the whole training run.
         accuracy: Test accuracy, shape (R, S), NaN where the files have none.
         columns: Further columns that were asked for, each of shape (R, S, P).
+        dataset: The data set, "" where the files do not name it.
+        model: The network, "" where the files do not name it.
     """
 
     sensitivity: np.ndarray
@@ -71,6 +73,8 @@ class SensitivityResults:
     total_steps: int
     accuracy: np.ndarray
     columns: dict[str, np.ndarray]
+    dataset: str
+    model: str
 
 
 def read_results(
@@ -131,6 +135,8 @@ def read_results(
         total_steps=_total_steps(total_steps, settings, p, int(first.steps[-1])),
         accuracy=np.stack([run.accuracy for run in runs.values()]),
         columns={name: np.stack([run.values[name] for run in runs.values()]) for name in columns},
+        dataset=str(settings.get("dataset", ("",))[0]),
+        model=str(settings.get("model", ("",))[0]),
     )
 
 

@@ -19,7 +19,11 @@ from scipy.optimize import nnls
 from libscores.memorization import RunningMean, add_memorization
 from libscores.over_models import over_models
 from libscores.statistics import (
+    CORRELATION,
+    NOT_NEGATIVE,
     SIMILARITIES,
+    UNBOUNDED,
+    Bounds,
     Estimate,
     PermutationTest,
     bootstrap_interval,
@@ -205,7 +209,7 @@ def link1(
             halves.append(_halves(sums.memorization[n + r], sums.curvature.mean[2 * n + r]))
 
     def interval(name: str) -> Estimate:
-        return bootstrap_interval(statistics[name], np.array([row[name] for row in resampled]))
+        return bootstrap_interval(statistics[name], np.array([row[name] for row in resampled]), bounds=_bounds(name))
 
     curve = binned_curve(mem[defined], curv[defined])
     return Link1(
@@ -217,7 +221,7 @@ def link1(
         n_undefined=int((~defined).sum()),
         similarity={name: interval(f"mean {name}") for name in SIMILARITIES},
         similarity_max={name: interval(f"max {name}") for name in SIMILARITIES},
-        disjoint_halves=bootstrap_interval(halves[0], np.array(halves[1:])),
+        disjoint_halves=bootstrap_interval(halves[0], np.array(halves[1:]), bounds=CORRELATION),
         permutation=permutation_test(mem[defined], curv[defined], n_permutations, seed + 1),
         slope=interval("slope"),
         intercept=interval("intercept"),
@@ -278,7 +282,7 @@ def link1_of_given(
         left_out.append(_statistics(memorization, mean))
 
     def interval(name: str) -> Estimate:
-        return jackknife_interval(statistics[name], np.array([row[name] for row in left_out]))
+        return jackknife_interval(statistics[name], np.array([row[name] for row in left_out]), _bounds(name))
 
     mem, curv = memorization[defined], whole.mean[defined]
     curve = binned_curve(mem, curv)
@@ -332,12 +336,23 @@ def _statistics(mem: np.ndarray, curv: np.ndarray, curv_max: np.ndarray | None =
     defined = np.isfinite(mem) & np.isfinite(curv)
     columns = {"mean": curv[defined]} | ({} if curv_max is None else {"max": curv_max[defined]})
     mem, curv = mem[defined], curv[defined]
-    line = stats.linregress(mem, curv)
-    fit = subpopulation_fit(binned_curve(mem, curv))
-    values = {"slope": float(line.slope), "intercept": float(line.intercept), "a": fit.a, "b": fit.b}
+    values = dict.fromkeys(("slope", "intercept", "a", "b"), float("nan"))
+    if mem.size < 3:  # a resample of a few runs may leave a group empty for nearly every example
+        return values | {f"{column} {name}": float("nan") for name in SIMILARITIES for column in columns}
+    if np.ptp(mem) > 0:
+        line = stats.linregress(mem, curv)
+        values |= {"slope": float(line.slope), "intercept": float(line.intercept)}
+    if ((mem >= 0) & (mem <= 1)).any():
+        fit = subpopulation_fit(binned_curve(mem, curv))
+        values |= {"a": fit.a, "b": fit.b}
     for name, similarity in SIMILARITIES.items():
         values |= {f"{column} {name}": similarity(mem, values_of) for column, values_of in columns.items()}
     return values
+
+
+def _bounds(statistic: str) -> Bounds:
+    own = {"slope": UNBOUNDED, "intercept": UNBOUNDED, "a": NOT_NEGATIVE, "b": NOT_NEGATIVE}
+    return own.get(statistic, CORRELATION)
 
 
 def _halves(mem: np.ndarray, curv: np.ndarray) -> float:

@@ -17,7 +17,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from libscores.statistics import Estimate, PermutationTest, bootstrap_interval, permutation_test, spearman
+from libscores.statistics import (
+    CORRELATION,
+    UNBOUNDED,
+    Bounds,
+    Estimate,
+    PermutationTest,
+    bootstrap_interval,
+    permutation_test,
+    spearman,
+    symmetric_interval,
+)
 
 FORMAT = 1
 """To be raised when what a test loss means changes; results of two formats are never mixed."""
@@ -34,11 +44,12 @@ def example_summaries(scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def seed_means(values: np.ndarray) -> list[Estimate]:
+def seed_means(values: np.ndarray, bounds: Bounds = UNBOUNDED) -> list[Estimate]:
     """Return the mean over seeds at each epsilon with Student's 95 % interval.
 
     Args:
         values: One value per epsilon and seed, (E, S), NaN where a model is missing; every row has at least one.
+        bounds: What a value can be; intervals are cut there.
 
     Returns:
         E estimates; the interval is NaN where there is a single seed.
@@ -49,7 +60,7 @@ def seed_means(values: np.ndarray) -> list[Estimate]:
         if not known.size:
             raise ValueError("an epsilon has no finite value")
         error = stats.sem(known) * stats.t.ppf(0.975, known.size - 1) if known.size > 1 else np.nan
-        estimates.append(Estimate(float(known.mean()), float(known.mean() - error), float(known.mean() + error)))
+        estimates.append(symmetric_interval(float(known.mean()), float(error), bounds))
     return estimates
 
 
@@ -170,6 +181,5 @@ def trend(epsilons: np.ndarray, values: np.ndarray, n_resamples: int = 999, seed
         rows = [rng.choice(row[np.isfinite(row)], np.isfinite(row).sum()) for row in values]
         drawn.append(spearman(np.repeat(epsilons, [len(row) for row in rows]), np.concatenate(rows)))
     value = spearman(x, y)
-    interval = bootstrap_interval(value, np.array(drawn), values.shape[1])
-    interval = Estimate(value, max(interval.low, -1.0), min(interval.high, 1.0))
+    interval = bootstrap_interval(value, np.array(drawn), values.shape[1], CORRELATION)
     return Trend(interval, permutation_test(x, y, n_resamples, seed))

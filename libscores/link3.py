@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from libscores.memorization import Memorization, memorization
-from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights
+from libscores.statistics import CORRELATION, Estimate, bootstrap_interval, bootstrap_weights
 
 FORMAT = 1
 """To be raised when what memorization means changes; results of two formats are never mixed."""
@@ -105,7 +105,7 @@ def private_memorization(
     for masks in (in_masks, shuffled):
         value = _mean_score(np.ones(n_models), masks, values)
         resampled = np.array([_mean_score(row, masks, values) for row in weights])
-        estimates.append(bootstrap_interval(value, resampled, n_models))
+        estimates.append(bootstrap_interval(value, resampled, n_models, CORRELATION))
     examples = memorization(zip(in_masks, values, strict=True), values.shape[1])
     if examples.n_undefined == values.shape[1]:
         raise ValueError("no example has both a model that trained on it and one that did not; train more models")

@@ -9,9 +9,21 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from libscores.statistics import Estimate, bootstrap_interval, bootstrap_weights, jackknife_interval, spearman
+from libscores.statistics import (
+    CORRELATION,
+    NOT_NEGATIVE,
+    SHARE,
+    UNBOUNDED,
+    Bounds,
+    Estimate,
+    bootstrap_interval,
+    bootstrap_weights,
+    jackknife_interval,
+    spearman,
+)
 
 RANK_METRICS = ("spearman", "kendall", "mean_rank_shift")
+_RANK_BOUNDS = (CORRELATION, CORRELATION, NOT_NEGATIVE)
 
 
 def cost_ranks(costs: np.ndarray) -> np.ndarray:
@@ -92,7 +104,8 @@ def trajectory_similarity(before: np.ndarray, after: np.ndarray) -> TrajectorySi
         raise ValueError(f"expected two arrays (steps, points) of one shape, got {before.shape} and {after.shape}")
 
     def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a * b).sum(axis=0) / np.sqrt(np.square(a).sum(axis=0) * np.square(b).sum(axis=0))
+        norms = np.sqrt(np.square(a).sum(axis=0) * np.square(b).sum(axis=0))
+        return np.clip((a * b).sum(axis=0) / norms, -1.0, 1.0)
 
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.linalg.norm(before - after, axis=0) / np.linalg.norm(before, axis=0)
@@ -123,6 +136,7 @@ def over_runs(
     paired: bool,
     n_resamples: int = 200,
     seed: int = 0,
+    bounds: Sequence[Bounds] | None = None,
 ) -> list[Estimate]:
     """Return statistics of two experiments averaged over runs, with bootstrap intervals over the runs.
 
@@ -135,6 +149,7 @@ def over_runs(
         paired: Run r of both shares its seed, so both are resampled alike; needs R = R'.
         n_resamples: Bootstrap resamples of the runs.
         seed: Seed of the resampling.
+        bounds: What each number can be; its interval is cut there. None: anything.
     """
     if paired and len(before) != len(after):
         raise ValueError(f"paired runs must be equally many, got {len(before)} and {len(after)}")
@@ -146,10 +161,10 @@ def over_runs(
     draws = bootstrap_weights(len(before), n_resamples, seed)
     other_draws = draws if paired else bootstrap_weights(len(after), n_resamples, seed + 1)
     resampled = np.array([value(*pair) for pair in zip(draws, other_draws, strict=True)])
-    n_runs = min(len(before), len(after))
+    n_runs, values = min(len(before), len(after)), value(np.ones(len(before)), np.ones(len(after)))
     return [
-        bootstrap_interval(float(number), column, n_runs)
-        for number, column in zip(value(np.ones(len(before)), np.ones(len(after))), resampled.T, strict=True)
+        bootstrap_interval(float(number), column, n_runs, limits)
+        for number, column, limits in zip(values, resampled.T, bounds or [UNBOUNDED] * len(values), strict=True)
     ]
 
 
@@ -191,8 +206,8 @@ def split_half_interval(runs: np.ndarray, n_groups: int = 20, n_splits: int = 50
     values = split_half_agreement(runs, n_splits, seed)
     left_out = np.array([split_half_agreement(runs[:, group != g], n_splits, seed) for g in range(n_groups)])
     return {
-        name: jackknife_interval(float(value), column)
-        for name, value, column in zip(RANK_METRICS, values, left_out.T, strict=True)
+        name: jackknife_interval(float(value), column, bounds)
+        for name, value, column, bounds in zip(RANK_METRICS, values, left_out.T, _RANK_BOUNDS, strict=True)
     }
 
 
@@ -289,15 +304,19 @@ def compare_runs(
     def accuracies(first: np.ndarray, second: np.ndarray) -> list[float]:
         return [float(first), float(second), float(second - first)]
 
+    ranks = dict(zip((f"{name}_realised" for name in RANK_METRICS), _RANK_BOUNDS, strict=True))
+    paths = {"cosine": CORRELATION, "correlation": CORRELATION, "distance": NOT_NEGATIVE}
     table: dict[str, Estimate | float] = {}
-    for names, statistic, quantity in (
-        ([*(f"{name}_realised" for name in RANK_METRICS), "median_cost_ratio_realised"], costs, "costs"),
-        (["trajectory_cosine", "trajectory_correlation", "trajectory_distance"], trajectories, "norms"),
-        (["correctness_agreement"], outcomes, "correct"),
-        (["accuracy_before", "accuracy_after", "accuracy_change"], accuracies, "accuracy"),
+    for bounds, statistic, quantity in (
+        (ranks | {"median_cost_ratio_realised": NOT_NEGATIVE}, costs, "costs"),
+        ({f"trajectory_{name}": limits for name, limits in paths.items()}, trajectories, "norms"),
+        ({"correctness_agreement": SHARE}, outcomes, "correct"),
+        # A change is a difference of two shares.
+        ({"accuracy_before": SHARE, "accuracy_after": SHARE, "accuracy_change": CORRELATION}, accuracies, "accuracy"),
     ):
-        estimates = over_runs(statistic, getattr(before, quantity), getattr(after, quantity), paired, n_resamples, seed)
-        table |= zip(names, estimates, strict=True)
+        pair = getattr(before, quantity), getattr(after, quantity)
+        estimates = over_runs(statistic, *pair, paired, n_resamples, seed, list(bounds.values()))
+        table |= zip(bounds, estimates, strict=True)
     if len(before.costs) > 1:
         halves = split_half_agreement(before.costs, seed=seed).tolist()
         table |= {f"{name}_between_halves_before": value for name, value in zip(RANK_METRICS, halves, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,29 @@ class Estimate:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
+Bounds = tuple[float, float]
+"""The least and the greatest value that a quantity can have."""
+UNBOUNDED: Bounds = (-math.inf, math.inf)
+NOT_NEGATIVE: Bounds = (0.0, math.inf)
+SHARE: Bounds = (0.0, 1.0)
+CORRELATION: Bounds = (-1.0, 1.0)
+
+
+def symmetric_interval(value: float, half_width: float, bounds: Bounds = UNBOUNDED) -> Estimate:
+    """Return value +- half_width, cut at what is possible.
+
+    The true value is within the bounds, so cutting leaves the coverage as it is. Fisher's z would stay inside, too, but
+    is infinite at +-1, which rank correlations of a few runs reach. The value is cut as well, as rounding may put it
+    outside.
+
+    Args:
+        value: The estimate.
+        half_width: Half the width of the interval, >= 0; NaN makes both ends NaN.
+        bounds: What the quantity can be.
+    """
+    return Estimate(*np.clip([value, value - half_width, value + half_width], *bounds).tolist())
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Return Spearman's rank correlation of two scores, each of shape (N,); ties get mean ranks."""
     return pearson(stats.rankdata(a), stats.rankdata(b))
@@ -35,7 +59,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Return the cosine of the angle between two scores, each of shape (N,); NaN where one is zero."""
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm > 0 else float("nan")
+    return min(1.0, max(-1.0, float(a @ b) / norm)) if norm > 0 else float("nan")
 
 
 SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -51,8 +75,10 @@ def bootstrap_weights(n_runs: int, n_resamples: int, seed: int) -> np.ndarray:
     return rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs), size=n_resamples).astype(np.float64)
 
 
-def bootstrap_interval(value: float, resampled: np.ndarray, n_runs: int | None = None) -> Estimate:
-    """Return value +- 1.96 bootstrap standard errors.
+def bootstrap_interval(
+    value: float, resampled: np.ndarray, n_runs: int | None = None, bounds: Bounds = UNBOUNDED
+) -> Estimate:
+    """Return value +- 1.96 bootstrap standard errors, cut at what is possible.
 
     The standard interval (Efron, Tibshirani 1993, chapter 12) and not percentiles: resampling runs adds noise to
     the scores, which attenuates their correlation, so the resampled values centre below the estimate.
@@ -62,6 +88,7 @@ def bootstrap_interval(value: float, resampled: np.ndarray, n_runs: int | None =
         resampled: The statistic on every resample, shape (R,); NaN where undefined.
         n_runs: Number of runs resampled, for a handful: Student's quantile at n_runs - 1 in place of 1.96, and the
             standard error times sqrt(n_runs / (n_runs - 1)), which resampling n_runs of them loses. One run gives NaN.
+        bounds: What the statistic can be.
     """
     finite = resampled[np.isfinite(resampled)]
     error = float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
@@ -69,7 +96,7 @@ def bootstrap_interval(value: float, resampled: np.ndarray, n_runs: int | None =
         error = float("nan")
     elif n_runs is not None:
         error *= float(stats.t.ppf(0.975, n_runs - 1)) / 1.959964 * (n_runs / (n_runs - 1)) ** 0.5
-    return Estimate(value, value - 1.959964 * error, value + 1.959964 * error)
+    return symmetric_interval(value, 1.959964 * error, bounds)
 
 
 def median_interval(values: np.ndarray) -> Estimate:
@@ -93,7 +120,7 @@ def median_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Estimate:
     return Estimate(float(statistic(a, b, 0)), float(low), float(high))
 
 
-def jackknife_interval(value: float, left_out: np.ndarray) -> Estimate:
+def jackknife_interval(value: float, left_out: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate:
     """Return value +- t standard errors by the delete-a-group jackknife, t the 97.5 % point of Student's distribution.
 
     With G groups and theta_g the statistic without group g, the squared standard error is
@@ -105,11 +132,11 @@ def jackknife_interval(value: float, left_out: np.ndarray) -> Estimate:
         value: The statistic on all runs.
         left_out: The statistic without each of G >= 2 groups of nearly equal size, shape (G,). The interval is NaN
             if one of them is.
+        bounds: What the statistic can be; the interval is cut there.
     """
     groups = len(left_out)
     error = np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2))
-    half = float(stats.t.ppf(0.975, groups - 1) * error)
-    return Estimate(value, value - half, value + half)
+    return symmetric_interval(value, float(stats.t.ppf(0.975, groups - 1) * error), bounds)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Execute a notebook with parameters and keep it, as .ipynb and .html, in a folder.
-#   sh scripts/run_notebook.sh NOTEBOOK FOLDER [papermill flags, such as -p name value]
+#   sh scripts/run_notebook.sh NOTEBOOK FOLDER [--config FILE] [-p NAME VALUE] [-y "NAME: VALUE"] ...
+# The values go into the notebook's parameters cell; scripts/execute_notebook.py --help lists the flags.
 set -eu
-[ $# -ge 2 ] || { sed -n '2,3s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 notebook=$1 folder=$2
 shift 2
 name=$(basename -- "$notebook" .ipynb)
@@ -17,9 +18,6 @@ trap 'rm -rf -- "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 mkdir -p -- "$work"
-PYDEVD_DISABLE_FILE_VALIDATION=1
-export PYDEVD_DISABLE_FILE_VALIDATION
-python -m papermill --log-level WARNING --no-progress-bar "$notebook" "$work/$name.ipynb" "$@"
-python -m jupyter nbconvert --log-level ERROR --to html "$work/$name.ipynb"
+python "$(dirname -- "$0")/execute_notebook.py" "$notebook" "$work" "$@"
 mv -- "$work/$name.html" "$work/$name.ipynb" "$folder"
 echo "executed notebook: $folder/$name.ipynb and $folder/$name.html"

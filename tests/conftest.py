@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,25 @@ def execute_notebook(name: str, results: str, folder: Path, **parameters: object
     printed = "".join("".join(out.get("text", "")) for out in outputs)
     printed += "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs)
     return printed, json.loads((figures / f"results_{results}.json").read_text())
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository without data and results, as after cloning it, for notebooks; the working directory."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    for name in ("libscores", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "scripts").mkdir()
+    for name in ("config.json", "scripts/demo_config.json"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("scripts.execute_notebook.ROOT", tmp_path)
+    matplotlib.use("Agg")
+    plt.rcParams.update({"figure.max_open_warning": 0, "savefig.dpi": 50})
+    return tmp_path
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, execute_notebook, write_config
+from notebook_lines import README, prepared, run_cells
 from released_files import cifar_sums, write_cifar100, write_scored_imagenet, write_scored_models
 from scipy import stats
 
@@ -41,6 +43,23 @@ def test_imagenet(tmp_path: Path) -> None:
     assert control["low"] < 0 < control["high"]
     for suffix in ("png", "pdf"):
         assert (tmp_path / "figure_dir" / f"link1_imagenet_resnet50.{suffix}").stat().st_size > 10_000
+
+
+def saved(folder: Path, pattern: str) -> list[dict]:
+    """The rows of the one file of statistics that fits a pattern."""
+    return [row for path in folder.glob(pattern) for row in json.loads(path.read_text())]
+
+
+def test_the_line_of_the_readme_for_imagenet(bare: Path) -> None:
+    memorization, written = write_scored_imagenet(bare / "results", 500, [0, 1, 2, 4])
+    (bare / "data").mkdir()
+    (bare / "results" / "imagenet_index.npz").rename(bare / "data" / "imagenet_index.npz")
+    line = next(words for words in README if "imagenet" in words[0])
+    printed = run_cells(prepared(line, bare))
+    assert printed.startswith("configuration: config.json\ndata set: imagenet\n") and "Synthetic" not in printed
+    assert "4 scored models, 500 examples" in printed and "models: resnet50, ratio 0.7, runs 0 to 99" in printed
+    row = saved(bare / line[1], "results_*.json")[0]
+    assert row["value"] == pytest.approx(expected_spearman(memorization, written))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +97,7 @@ def test_cifar_released_memorization(cifar, tmp_path: Path) -> None:
         cifar100_memorization=folder / "cifar100_infl_matrix.npz",
     )  # fmt: skip
     know_cifar(folder, tmp_path)
-    parameters = {"memorization_source": "released", "stop_run": 7}
+    parameters = {"dataset": "cifar100", "arch": "small_inception", "memorization_source": "released", "stop_run": 7}
     printed, rows = execute_notebook(
         "analyze_cifar100_curv_fz", f"{NAMED}_released", tmp_path, config=config, **parameters
     )
@@ -91,13 +110,31 @@ def test_cifar_released_memorization(cifar, tmp_path: Path) -> None:
     assert (tmp_path / "figure_dir" / "link1_cifar100_small_inception_examples.png").stat().st_size > 10_000
 
 
+def test_the_line_of_the_readme_for_cifar100(cifar, bare: Path) -> None:
+    folder, memorization, written = cifar
+    (bare / "results").mkdir()
+    for name in ("fz_models", "scores"):
+        (bare / "results" / name).symlink_to(folder / name)
+    (bare / "data").symlink_to(folder / "data")
+    matrix = folder / "data" / "cifar100_infl_matrix.npz"
+    matrix.write_bytes((folder / matrix.name).read_bytes())
+    line = next(words for words in README if "released" in words)
+    printed = run_cells(prepared(line, bare))
+    matrix.unlink()
+    assert printed.startswith("configuration: config.json\ndata set: cifar100\n")
+    assert "memorization: released" in printed and "5 scored runs, 600 examples" in printed
+    row = saved(bare / line[1], "results_*.json")[0]
+    assert row["value"] == pytest.approx(expected_spearman(memorization, written))
+
+
 def test_cifar_memorization_of_released_runs_without_probabilities(cifar, tmp_path: Path) -> None:
     folder, _, _ = cifar
     dirs = {"data_dir": folder / "data", "fz_model_dir": folder / "fz_models", "score_dir": folder / "scores"}
     config = write_config(tmp_path, **dirs)
     know_cifar(folder, tmp_path)
+    parameters = {"dataset": "cifar100", "arch": "small_inception", "n_resamples": 5}
     printed, rows = execute_notebook(
-        "analyze_cifar100_curv_fz", f"{NAMED}_ensemble", tmp_path, config=config, n_resamples=5
+        "analyze_cifar100_curv_fz", f"{NAMED}_ensemble", tmp_path, config=config, **parameters
     )
     assert "5 scored runs, 600 examples" in printed and "disjoint halves" in printed
     assert {row["statistic"].rsplit(", ", 1)[1] for row in rows} == {"correctness"}

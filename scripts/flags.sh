@@ -3,7 +3,7 @@
 script_file=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
 say() { echo "$(basename -- "$0" .sh): $*"; }
 refuse() { say "$@" >&2; exit 2; }
-help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script_file"; exit; }
+help() { sed -n '/^# shellcheck/d; 2,/^[^#]/s/^# \{0,1\}//p' "$script_file"; exit; }
 positive() { case $2 in '' | 0* | *[!0-9]*) refuse "$1 $2: not a positive whole number" ;; esac; }
 
 # quoted WORD: print the word so that a shell reads it back as one word.

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Every check of the project: style, types, shell scripts, tests. Extra arguments go to pytest.
-#   sh scripts/test.sh [pytest arguments]
+#   sh scripts/test.sh [pytest arguments, such as -k NAME or --write-docs]
 set -eu
+. "$(dirname -- "$0")/flags.sh"
+case ${1:-} in -h | --help) help ;; esac
 cd "$(dirname -- "$0")/.."
 python=$(sh scripts/setup.sh)
 PATH=$(dirname -- "$python"):$PATH

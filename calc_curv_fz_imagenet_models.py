@@ -16,11 +16,12 @@ passes; measured: 2.1 s for an image with ten probes on one CPU thread.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import argparse
 import re
 from collections.abc import Sequence
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.errors import InputError
 from libdata.fz import ensemble_root, read_run, run_dir

@@ -16,9 +16,10 @@ small CNN and 2,000 digits; 0.12 s per example for SmallInception.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, load_dataset
 from libdata.fz import ensemble_root, list_ratios, list_runs, read_run, run_dir

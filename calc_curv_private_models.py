@@ -13,9 +13,10 @@ scored already are skipped. Measured: about 1 s per model for the small CNN and 
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, load_dataset
 from libdata.errors import InputError

@@ -14,6 +14,8 @@ for the small CNN, 2,000 digits, batches of 64 and 20 epochs on one CPU thread.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import re
 import time
 from collections.abc import Sequence
@@ -21,7 +23,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.fz import RunArrays
 from libdata.private_models import private_model_name

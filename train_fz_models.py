@@ -12,11 +12,12 @@ was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU t
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, NORMALIZATIONS, dataset_size, load_dataset
 from libdata.fz import run_dir

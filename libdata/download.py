@@ -8,6 +8,8 @@ files that are there and damaged are reported, never replaced.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import errno
 import gzip
 import hashlib
@@ -25,7 +27,7 @@ import numpy as np
 from torchvision import datasets as tv
 from torchvision.datasets.utils import check_md5, download_url
 
-from libdata import cli, safe_pickle
+from libdata import safe_pickle
 from libdata.config import load_config
 from libdata.datasets import DATASETS, IDX_SHA256
 from libdata.errors import InputError

@@ -26,7 +26,7 @@ def missing(requirements: str) -> "list[str]":
     try:
         from packaging.requirements import InvalidRequirement, Requirement
     except ImportError:
-        from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
+        from pip._vendor.packaging.requirements import InvalidRequirement, Requirement  # type: ignore[assignment]
     found = []
     for line in (ROOT / requirements).read_text(encoding="utf-8").splitlines():
         try:

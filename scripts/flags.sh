@@ -6,6 +6,13 @@ refuse() { say "$@" >&2; exit 2; }
 help() { sed -n '/^# shellcheck/d; 2,/^[^#]/s/^# \{0,1\}//p' "$script_file"; exit; }
 positive() { case $2 in '' | 0* | *[!0-9]*) refuse "$1 $2: not a positive whole number" ;; esac; }
 
+# end_by NUMBER: end by this signal, so that a shell above that looks at how its commands end stops, too.
+end_by() {
+    trap - "$1"
+    kill "-$1" $$
+    exit $((128 + $1)) # where the signal is ignored
+}
+
 # quoted WORD: print the word so that a shell reads it back as one word.
 quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
 

@@ -9,7 +9,7 @@
 # --again          run finished lines again, too
 # A line that has ended with status 0 is done and is not run again: after a failure, a kill or a change of FILE the same
 # command runs what is left. Output of line 7: FILE.run/log/7.log. TERM, Ctrl-C and HUP let running jobs save and leave.
-# Exit status: 0 all done, 1 some failed, 2 bad input, 128 + the number of the signal that stopped it.
+# Exit status: 0 all done, 1 some failed, 2 bad input; stopped, it ends by the signal (128 + its number in $?).
 set -eu
 . "$(dirname -- "$0")/job_runs.sh"
 file='' jobs='' gpus='' retries=0 hosts='' runner='' again=''
@@ -79,9 +79,9 @@ stop() {
     [ "$runner" = xargs ] || group=''
     [ -z "${pid:-}" ] || kill -s TERM -- "$group$pid" 2>/dev/null || kill -s TERM "$pid" 2>/dev/null || :
 }
-trap 'stop 129' HUP
-trap 'stop 130' INT
-trap 'stop 143' TERM
+trap 'stop 1' HUP
+trap 'stop 2' INT
+trap 'stop 15' TERM
 if [ "$runner" = parallel ]; then
     # The job log is made to agree with the exit files: --resume-failed runs the lines that have no row of success.
     rows=$(
@@ -117,7 +117,7 @@ if [ -n "$stopped" ]; then
     ! command -v flock >/dev/null || flock -w 600 "$run/lock" true || [ -z "$group" ] || kill -s KILL -- "-$pid" || :
     survey
     say "stopped, $done_before of $total lines done; the same command goes on" >&2
-    exit "$stopped"
+    end_by "$stopped"
 fi
 survey
 if [ -n "$todo" ]; then

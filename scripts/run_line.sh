@@ -52,7 +52,7 @@ done
     fail "ended with status $status, but $run/exit/$line cannot be written (disk full?); it will be run again"
 }
 
-last=$(tail -n 1 "$log" | cut -c 1-300)
+last=$(tail -n 3 "$log" | grep -vx Terminated | tail -n 1 | cut -c 1-300) # that word is the shell's
 if [ "$status" != 0 ]; then
     what=FAILED
     [ -z "$stopped" ] || what=stopped

@@ -2,6 +2,7 @@
 # Execute a notebook with parameters and keep it, as .ipynb and .html, in a folder.
 #   sh scripts/run_notebook.sh NOTEBOOK FOLDER [papermill flags, such as -p name value]
 set -eu
+. "$(dirname -- "$0")/flags.sh"
 [ $# -ge 2 ] || { sed -n '2,3s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 notebook=$1 folder=$2
 shift 2
@@ -14,8 +15,8 @@ for left in "$folder/.$name".*; do
 done
 work=$folder/.$name.$$
 trap 'rm -rf -- "$work"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'rm -rf -- "$work"; end_by 2' INT
+trap 'rm -rf -- "$work"; end_by 15' TERM
 mkdir -p -- "$work"
 PYDEVD_DISABLE_FILE_VALIDATION=1
 export PYDEVD_DISABLE_FILE_VALIDATION

@@ -13,8 +13,8 @@ positive --remove "$remove"
 case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: not cheapest, dearest or random" ;; esac
 
 child='' stopped=''
-trap 'stopped=143; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM
-trap 'stopped=130; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' INT
+trap 'stopped=15; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM
+trap 'stopped=2; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' INT
 
 # job COMMAND...: run it; on TERM or Ctrl-C let it leave its work in good order, then stop.
 job() {
@@ -31,7 +31,7 @@ job() {
     fi
     if [ -n "$stopped" ]; then
         echo "$(basename -- "$0"): stopped; run the same command again to go on" >&2
-        exit "$stopped"
+        end_by "$stopped"
     fi
     if [ "$status" -ne 0 ]; then
         echo "$(basename -- "$0"): failed with status $status; run the same command again once the cause is mended" >&2

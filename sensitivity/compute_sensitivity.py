@@ -20,11 +20,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from libdata import cli
+import libdata.cli as cli
+
+import torch
+
 from libdata.config import load_config
 from libdata.errors import InputError
 from libdata.index import index_digest

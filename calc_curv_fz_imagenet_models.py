@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.stop_idx < args.start_idx:
         raise InputError(f"--stop_idx {args.stop_idx} is before --start_idx {args.start_idx}")
 
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     order = read_imagenet_index(config.imagenet_index)
     files = list_shards(config.tfrecord_dir, "train")
     first, last = args.shards or (0, len(files) - 1)

@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring_options(parser)
     args = parser.parse_args(argv)
 
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
     data: Dataset | None = None
     with TensorFlowReader() as reader:

@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring_options(parser)
     args = parser.parse_args(argv)
 
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     for private in find_private_models(config.private_model_dir, args):
         checkpoint = private.file()
         model, spec = load_model(checkpoint)

@@ -49,8 +49,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model if it is not there yet."""
     args = parse(argv)
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     study = load_study(args, config.data_dir)
     model = seeded_model(study.spec, args.seed).to(device)
     folder = config.private_model_dir / private_model_name(args.dataset, args.arch, args.epsilon, args.suffix)

@@ -60,8 +60,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the runs that are not there yet."""
     args = parse(argv)
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
     index = np.sort(read_index(args.subset, dataset_size(args.dataset, "train")))
     data = load_dataset(args.dataset, "train", config.data_dir, index=index, **shape)

@@ -70,6 +70,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False)
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted."""
+        found = super().parse_args(args, namespace)
+        if os.environ.get("FLAGS_ONLY"):
+            self.exit()
+        return found
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
@@ -99,8 +106,9 @@ fraction = number(float, above=0, below=1)
 
 
 def add_device(parser: Parser) -> None:
-    """Add --device and --deterministic."""
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    """Add --device and --deterministic; run_jobs.sh --gpus sets another default."""
+    default = os.environ.get("RUN_DEVICE") or "auto"
+    parser.add_argument("--device", default=default, help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     text = "the same bytes every time on a GPU too, if slower; CPUs do so anyway"
     parser.add_argument("--deterministic", action="store_true", help=text)
 

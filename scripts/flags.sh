@@ -1,5 +1,5 @@
 # Sourced by every script that has flags: reading them, refusing them, --help.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034
 script_file=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
 say() { echo "$(basename -- "$0" .sh): $*"; }
 refuse() { say "$@" >&2; exit 2; }
@@ -11,6 +11,16 @@ end_by() {
     trap - "$1"
     kill "-$1" $$
     exit $((128 + $1)) # where the signal is ignored
+}
+
+# lock ARGUMENTS...: as flock, status 1 if another holds the lock. Where there are no locks, status 0 and $unlocked says why.
+unlocked=''
+lock() {
+    if command -v flock >/dev/null; then
+        why=$(flock "$@" 2>&1) || { [ -n "$why" ] || return 1; unlocked=${why##*: }; }
+    else
+        unlocked='flock is not installed'
+    fi
 }
 
 # quoted WORD: print the word so that a shell reads it back as one word.
@@ -41,6 +51,17 @@ read_flags() {
         esac
         shift
     done
+}
+
+# check_line LINE: refuse a job line whose flags its script does not take; nothing else of it is done.
+check_line() {
+    said=$(cd -- "$(dirname -- "$script_file")/.." && FLAGS_ONLY=1 sh -c "$1" 2>&1) || {
+        status=$?
+        said=$(echo "$said" | tail -n 1)
+        [ "$status" != 2 ] || refuse "$said"
+        [ -n "${unable:-}" ] || say "flags are not checked, as the script does not start here: $said" >&2
+        unable=1
+    }
 }
 
 # refuse_flags WHY NAME...: refuse if one of these is in $flags.

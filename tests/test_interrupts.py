@@ -94,7 +94,7 @@ def test_interrupted_while_loading_is_one_line(tmp_path: Path) -> None:
 
 def test_the_loading_of_this_very_process_keeps_its_handler() -> None:
     """Notebooks and tests import the scripts; their Ctrl-C stays theirs."""
-    code = "import signal, renyi_per_instance_sum_compo; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    code = "import renyi_per_instance_sum_compo, signal as s; assert s.getsignal(s.SIGINT) is s.default_int_handler"
     code = f"exec({code!r}, {{'__name__': 'a_library'}})"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

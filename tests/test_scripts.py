@@ -85,7 +85,8 @@ def test_help_explains_every_flag_and_its_default(script: str) -> None:
 
 
 def generated(script: str, *flags: object) -> list[str]:
-    result = sh(ROOT / "scripts" / script, *flags)
+    no_python = {"PATH": "/usr/bin:/bin"}  # then flags are not checked, which takes seconds
+    result = sh(ROOT / "scripts" / script, *flags, cwd="/", env=no_python)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
@@ -103,6 +104,27 @@ def test_generators_cover_every_run_once(generator: str, script: str) -> None:
     for bad in (["--runs", "0"], ["--runs"], ["--runs_per_job", "x"], ["--start_run", "3"]):
         refused = sh(ROOT / "scripts" / generator, *bad)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and bad[0] in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("generator", "flags", "mentions"), [
+        ("create_fz_curve_scorer_jobs.sh", ["--run", "4"], ["calc_curv_fz_models.py", "--run 4"]),
+        ("create_privacy_vs_curve_dp_train_jobs.sh", ["--dataset", "mnist nosuch"], ["train_dp.py", "'nosuch'"]),
+    ],
+)  # fmt: skip
+def test_flags_a_script_does_not_take_are_refused_once(
+    tmp_path: Path, generator: str, flags: list[str], mentions: list[str]
+) -> None:
+    """By the script itself, which does nothing else; without a Python that runs it, this is said."""
+    python = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    refused = sh(ROOT / "scripts" / generator, *flags, cwd=tmp_path, env=python)
+    assert refused.returncode == 2 and not refused.stdout and len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert all(text in refused.stderr for text in mentions)
+    (tmp_path / "python").write_text("#!/bin/sh\necho no such module >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    unable = sh(ROOT / "scripts" / generator, *flags, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert unable.returncode == 0 and len(unable.stdout.splitlines()) > 100
+    assert "flags are not checked" in unable.stderr and len(unable.stderr.splitlines()) == 1
 
 
 def test_setup_takes_an_environment_that_fits() -> None:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the models of a range of runs."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--start_idx", type=cli.non_negative_int, default=0, help="first model")
-    parser.add_argument("--stop_idx", type=cli.non_negative_int, default=10, help="last model")
+    text = "last model, included, unlike --stop_run of the other scripts"
+    parser.add_argument("--stop_idx", type=cli.non_negative_int, default=10, help=text)
     parser.add_argument("--ratio", default="0.7", help="share of the examples each run trained on: the folder's name")
     parser.add_argument(
         "--shards", type=shard_range, default=None, metavar="A-B", help="TFRecord files to score, from 0 (default: all)"

@@ -5,7 +5,8 @@
 
 The estimator is libscores.curvature (arXiv 2402.18726): per-example loss, random probes, divided by h. Released
 TensorFlow checkpoints are converted on the way; a model that does not reproduce its own recorded correctness on
-99 % of the examples is refused.
+99 % of the examples is refused. Without flags it scores the papers' models, Feldman and Zhang's for CIFAR-100;
+train_fz_models.py without flags trains on MNIST, so give both the same --dataset and --arch.
 
 Inputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/ (or a released download under its own name, such as
 cifar100-inception) and the data set under data_dir. Outputs, per model:
@@ -19,9 +20,11 @@ from __future__ import annotations
 import libdata.cli as cli
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, load_dataset
+from libdata.errors import InputError
 from libdata.fz import ensemble_root, list_ratios, list_runs, read_run, run_dir
 from libdata.index import index_digest
 from libdata.scores import fz_model_name
@@ -29,6 +32,27 @@ from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
 from libmodels.scoring import add_scoring_options, score_model
 from libmodels.tf_checkpoint import TensorFlowReader, open_run
+
+
+def wanted_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[tuple[str, list[int]]]:
+    """List the runs of a ratio, or of all; then a ratio that cannot be read or has none is named and left out.
+
+    Raises:
+        InputError: There is no run at all.
+    """
+    if ratio != "all":
+        return [(ratio, list_runs(root, ratio, start, stop))]
+    found = []
+    for each in list_ratios(root):
+        try:
+            found.append((each, list_runs(root, each, start, stop)))
+        except InputError as error:
+            cli.warn(f"{error}; left out")
+        except OSError as error:
+            cli.warn(f"{error.filename}: {error.strerror}; left out")
+    if not found:
+        raise InputError(f"{root}: no ratio has a finished run from {start} to {stop or 'the last'}")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
     data: Dataset | None = None
     with TensorFlowReader() as reader:
-        for ratio in list_ratios(root) if args.ratio == "all" else [args.ratio]:
-            for run in list_runs(root, ratio, args.start_run, args.stop_run):
+        for ratio, runs in wanted_runs(root, args.ratio, args.start_run, args.stop_run):
+            for run in runs:
                 name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)
                 arrays = read_run(folder)
                 cache = config.converted_dir / f"{name}.pt"

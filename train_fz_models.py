@@ -3,7 +3,8 @@
     python train_fz_models.py --dataset mnist --arch smallcnn --subset 2000 --start_run 0 --stop_run 60
 
 Every run trains one network on its own random subset of the examples and keeps which examples it saw and how
-it does on all of them (Feldman, Zhang, NeurIPS 2020, arXiv 2008.03703).
+it does on all of them (Feldman, Zhang, NeurIPS 2020, arXiv 2008.03703). Without flags it trains the small CNN on MNIST;
+calc_curv_fz_models.py without flags scores the papers' CIFAR-100 ensemble, so give both the same --dataset and --arch.
 
 Inputs: the data set under data_dir. Outputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/aux_arrays.npz and
 checkpoints/model.pt, each with a JSON sidecar. Finished runs are skipped, an interrupted one goes on where it

@@ -55,11 +55,13 @@ if _imported_by_a_script() and signal.getsignal(signal.SIGINT) == signal.default
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show every default, unless the help text names it; keep the lines of the description."""
+    """Show every default, unless the help text names it, and what is required; keep the lines of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.help and "default" in action.help:
             return action.help
+        if action.required and action.option_strings:
+            return f"{action.help} (required)"
         return super()._get_help_string(action)
 
 
@@ -133,16 +135,19 @@ def add_keep_converted(parser: Parser) -> None:
 def add_run_range(parser: Parser, stop: int | None) -> None:
     """Add --start_run and --stop_run."""
     parser.add_argument("--start_run", type=non_negative_int, default=0, help="first run")
-    text = "run to stop before" + (" (default: after the last one there)" if stop is None else "")
+    text = "run to stop before, left out itself, unlike ImageNet's --stop_idx"
+    text += " (default: after the last one there)" if stop is None else ""
     parser.add_argument("--stop_run", type=non_negative_int, default=stop, help=text)
 
 
-def add_architecture_options(parser: Parser, architectures: Mapping[str, Any]) -> None:
-    """Add a flag for every option that some architecture has."""
+def add_architecture_options(parser: Parser, architectures: Mapping[str, Any], **defaults: str) -> None:
+    """Add a flag for every option that some architecture has; `defaults` are for a script that takes others."""
     for name in sorted({name for architecture in architectures.values() for name in architecture.options}):
         having = {arch: row.options[name] for arch, row in architectures.items() if name in row.options}
         values = sorted({value for row in having.values() for value in row})
-        text = "; ".join(f"{arch}: {' or '.join(row)}, {row[0]} by default" for arch, row in having.items())
+        text = "; ".join(
+            f"{arch}: {' or '.join(row)}, {defaults.get(name, row[0])} by default" for arch, row in having.items()
+        )
         parser.add_argument(f"--{name}", choices=values, default=argparse.SUPPRESS, help=text)
 
 

@@ -22,13 +22,19 @@ from libmodels.checkpoints import ModelSpec
 from libmodels.dp_training import GRAD_SAMPLE_MODES, OPTIMIZERS, DPSettings, Step
 from libscores.accounting import ACCOUNTANTS, calibrate_noise_multiplier, pld_interval, spent_epsilon
 
+_OPTIONS = {"norm": "group"}
+"""Options of networks whose own default would mix examples."""
 
-def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
-    """Add the flags; the defaults of training are those of arXiv 2402.18726, --epsilon is required without one."""
+
+def add_dp_options(parser: cli.Parser, epsilon: float | None = None, seed: int | None = 0) -> None:
+    """Add the flags; the defaults of training are those of arXiv 2402.18726, --epsilon is required without one.
+
+    Without a seed, it is to be the run's number.
+    """
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="mnist", help="data set")
     add("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture")
-    cli.add_architecture_options(parser, ARCHITECTURES)
+    cli.add_architecture_options(parser, ARCHITECTURES, **_OPTIONS)
     add("--normalization", choices=NORMALIZATIONS, default="standard", help="pixels in [0,1], or standardised")
     add("--data_subset", default="all", help="examples of the study: all, the first N, or an .npy index")
     add("--subset", help=".npy index of the examples to train on, among those of the study (default: all of them)")
@@ -47,7 +53,8 @@ def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
         help="shares of the steps after which the learning rate drops; without a value, it never does",
     )  # fmt: skip
     add("--lr_drop_factor", type=cli.fraction, default=0.1, help="what the learning rate is multiplied by then")
-    add("--seed", type=cli.non_negative_int, default=0, help="seed of initial weights, sampling and noise")
+    text = "seed of initial weights, sampling and noise" + (" (default: the run's number)" if seed is None else "")
+    add("--seed", type=cli.non_negative_int, default=seed, help=text)
     add(
         "--grad_sample_mode", choices=GRAD_SAMPLE_MODES, default="ghost",
         help="ghost: clipped sums without per-sample gradients; hooks: Opacus's per-sample gradients (slower)",
@@ -124,7 +131,7 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
     shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
     data = load_dataset(args.dataset, "train", data_dir, index=index, **shape)
     test = load_dataset(args.dataset, "test", data_dir, **shape)
-    options = {"norm": "group"} if "norm" in ARCHITECTURES[args.arch].options else {}
+    options = {name: value for name, value in _OPTIONS.items() if name in ARCHITECTURES[args.arch].options}
     spec = ModelSpec.for_dataset(args.arch, data, **options | cli.architecture_options(args, ARCHITECTURES))
     return Study(data, test, np.searchsorted(index, train_index), spec)
 

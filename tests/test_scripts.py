@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import re
 import shlex
@@ -17,8 +19,16 @@ from conftest import ROOT, run_script, write_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from libdata import cli
+
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+OTHERS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("scripts", "sensitivity", "build_fz_imagenet")
+    for path in (ROOT / folder).rglob("*.py")
+    if "cli.run" in path.read_text() and path.name != "print_results.py"
+)
 
 
 def sh(*args: object, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -72,6 +82,56 @@ def test_shell_scripts_are_posix(path: Path) -> None:
     assert path.read_text().startswith(("#!/bin/sh\n", "# Sourced"))
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, *OTHERS, "libdata.download", "libdata.tfds_order"])
+def test_an_ascii_terminal_shows_every_help(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+    shown.flush()
+    text = shown.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert end.value.code == 0 and "usage:" in text and "(default: None)" not in text
+
+
+def test_an_ascii_terminal_shows_results_and_names(tmp_path: Path) -> None:
+    folder = tmp_path / "Ergebnisse für René"
+    folder.mkdir()
+    row = {
+        "study": "Link 2",
+        "statistic": "ε",
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "published": "≤",
+        "verdict": "–",
+    }
+    (folder / "results_x.json").write_text(json.dumps([row], ensure_ascii=False), encoding="utf-8")
+    (folder / "f.png").touch()
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    result = run_script("scripts/print_results.py", folder, **plain)
+    assert result.returncode == 0 and "\\u03b5" in result.stdout and "f.png" in result.stdout, result.stderr
+    result = run_script("sensitivity/compo_res/rank.py", folder / "none.csv", **plain)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "Ren" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "says"), [
+        ("train_fz_models.py", "--stop_run", "left out itself, unlike ImageNet's --stop_idx"),
+        ("calc_curv_fz_imagenet_models.py", "--stop_idx", "last model, included, unlike --stop_run"),
+        ("train_fz_models.py", "--norm", "batch or group, batch by default"),
+        ("train_dp.py", "--norm", "batch or group, group by default"),
+        ("sensitivity/compute_sensitivity.py", "--seed", "(default: the run's number)"),
+        ("train_dp.py", "--epsilon", "(required)"),
+        ("train_fz_models.py", "--arch", "calc_curv_fz_models.py without flags scores the papers'"),
+        ("calc_curv_fz_models.py", "--arch", "train_fz_models.py without flags trains on MNIST"),
+    ],
+)  # fmt: skip
+def test_help_says_what_a_flag_does(script: str, flag: str, says: str) -> None:
+    text = " ".join(run_script(script, "--help").stdout.split())
+    assert flag in text and says in text
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_explains_every_flag_and_its_default(script: str) -> None:
     result = run_script(script, "--help")
@@ -80,7 +140,7 @@ def test_help_explains_every_flag_and_its_default(script: str) -> None:
     assert len(entries) > 3
     for entry in entries:
         words = " ".join(entry.split())
-        explained = re.search(r"\(default: .+\)$", words) or "by default" in words or words.startswith("-h")
+        explained = re.search(r"\((default: .+|required)\)$", words) or "by default" in words or words.startswith("-h")
         assert explained and len(words.split()) > 4, words
 
 

@@ -5,7 +5,7 @@
 # shellcheck disable=SC2086  # words of $common and $seeds are meant to split
 set -eu
 . "$(dirname -- "$0")/flags.sh"
-cd "$(dirname -- "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 case $#:${1:-} in
     0:) ;;

@@ -7,7 +7,7 @@
 # RUN_GPUS with RUN_SLOTS (jobs at a time are spread over these GPUs; without --device they run on cuda).
 set -u
 . "$(dirname -- "$0")/flags.sh"
-cd "$(dirname -- "$0")/.." || exit 1
+CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 1
 run=$1 line=$2 log=$1/log/$2.log stopped=''
 say() { printf '%s\n' "line $line$*"; }
 fail() { say ": $*" >&2; exit 1; }

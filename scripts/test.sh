@@ -4,7 +4,7 @@
 set -eu
 . "$(dirname -- "$0")/flags.sh"
 case ${1:-} in -h | --help) help ;; esac
-cd "$(dirname -- "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 python=$(sh scripts/setup.sh)
 PATH=$(dirname -- "$python"):$PATH
 export PATH

@@ -123,6 +123,22 @@ def test_bad_settings_are_refused(script: str, flags: list[str], mention: str) -
     assert status == 2 and len(err.splitlines()) == 1 and mention in err
 
 
+def test_a_start_from_another_folder(tmp_path: Path) -> None:
+    """A configuration beside the one who types is meant, an unrelated config.json there is not."""
+    write_config(tmp_path).rename(tmp_path / "mine.json")
+    (tmp_path / "config.json").write_text("of something else")
+    for config, mention in (("mine.json", tmp_path / "sensitivity_dir"), ("config.json", tmp_path / "config.json")):
+        line = [str(ROOT / "sensitivity" / "run_compo.sh"), "--runs", "1", "--config", config]
+        result = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert result.returncode == 2 and str(mention) in result.stderr, result.stderr
+    line = [str(ROOT / "sensitivity" / "run.sh"), "--lr", "none"]
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = ENVIRONMENT | {"PYTHON": str(tmp_path / "python"), "CDPATH": "/usr:."}
+    said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert said == "sensitivity/compute_sensitivity.py --config config.json --lr none\n"
+
+
 def test_a_job_line_for_every_seed_and_epsilon() -> None:
     line = ["sh", "scripts/create_per_instance_renyi_jobs.sh", "--epsilons", "1 10", "--seeds", "3 4", "--stages", "5"]
     no_python = {"PATH": "/usr/bin:/bin"}  # then flags are not checked, which takes seconds

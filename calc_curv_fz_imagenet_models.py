@@ -16,11 +16,12 @@ passes; measured: 2.1 s for an image with ten probes on one CPU thread.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import argparse
 import re
 from collections.abc import Sequence
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.errors import InputError
 from libdata.fz import ensemble_root, read_run, run_dir
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the models of a range of runs."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--start_idx", type=cli.non_negative_int, default=0, help="first model")
-    parser.add_argument("--stop_idx", type=cli.non_negative_int, default=10, help="last model")
+    text = "last model, included, unlike --stop_run of the other scripts"
+    parser.add_argument("--stop_idx", type=cli.non_negative_int, default=10, help=text)
     parser.add_argument("--ratio", default="0.7", help="share of the examples each run trained on: the folder's name")
     parser.add_argument(
         "--shards", type=shard_range, default=None, metavar="A-B", help="TFRecord files to score, from 0 (default: all)"
@@ -60,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.stop_idx < args.start_idx:
         raise InputError(f"--stop_idx {args.stop_idx} is before --start_idx {args.start_idx}")
 
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     order = read_imagenet_index(config.imagenet_index)
     files = list_shards(config.tfrecord_dir, "train")
     first, last = args.shards or (0, len(files) - 1)

@@ -5,7 +5,8 @@
 
 The estimator is libscores.curvature (arXiv 2402.18726): per-example loss, random probes, divided by h. Released
 TensorFlow checkpoints are converted on the way; a model that does not reproduce its own recorded correctness on
-99 % of the examples, or not its errors (the order of the data is another then), is refused.
+99 % of the examples, or not its errors (the order of the data is another then), is refused. Without flags it scores the papers' models, Feldman and Zhang's for CIFAR-100;
+train_fz_models.py without flags trains on MNIST, so give both the same --dataset and --arch.
 
 Inputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/ (or a released download under its own name, such as
 cifar100-inception) and the data set under data_dir. Outputs, per model:
@@ -16,11 +17,14 @@ small CNN and 2,000 digits; 0.12 s per example for SmallInception.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import libdata.cli as cli
 
-from libdata import cli
+from collections.abc import Sequence
+from pathlib import Path
+
 from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, check_same_content, dataset_size, load_dataset
+from libdata.errors import InputError
 from libdata.fz import ensemble_root, list_ratios, read_runs, run_dir
 from libdata.index import index_digest
 from libdata.scored_ensemble import usable_runs
@@ -30,6 +34,27 @@ from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
 from libmodels.scoring import add_scoring_options, score_model
 from libmodels.tf_checkpoint import TensorFlowReader, open_run
+
+
+def wanted_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[tuple[str, list[int]]]:
+    """List the runs of a ratio, or of all; then a ratio that cannot be read or has none is named and left out.
+
+    Raises:
+        InputError: There is no run at all.
+    """
+    if ratio != "all":
+        return [(ratio, usable_runs(root, ratio, start, stop))]
+    found = []
+    for each in list_ratios(root):
+        try:
+            found.append((each, usable_runs(root, each, start, stop)))
+        except InputError as error:
+            cli.warn(f"{error}; left out")
+        except OSError as error:
+            cli.warn(f"{error.filename}: {error.strerror}; left out")
+    if not found:
+        raise InputError(f"{root}: no ratio has a finished run from {start} to {stop or 'the last'}")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,14 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring_options(parser)
     args = parser.parse_args(argv)
 
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
     data: Dataset | None = None
     with TensorFlowReader() as reader:
-        for ratio in list_ratios(root) if args.ratio == "all" else [args.ratio]:
-            runs = usable_runs(root, ratio, args.start_run, args.stop_run)
-            size = dataset_size(args.dataset, "train", config.data_dir)
+        size = dataset_size(args.dataset, "train", config.data_dir)
+        for ratio, runs in wanted_runs(root, args.ratio, args.start_run, args.stop_run):
             for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
                 name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)
                 cache = config.converted_dir / f"{name}.pt"

@@ -13,9 +13,10 @@ scored already are skipped. Measured: about 1 s per model for the small CNN and 
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, check_same_content, load_dataset
 from libdata.errors import InputError
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring_options(parser)
     args = parser.parse_args(argv)
 
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     for private in find_private_models(config.private_model_dir, args):
         checkpoint = private.file()
         model, spec = load_model(checkpoint)

@@ -14,12 +14,13 @@ results_link3_<dataset>_<arch>.json. Takes seconds.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError

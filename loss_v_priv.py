@@ -12,11 +12,12 @@ loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss_<dataset>_<arch
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS
 from libdata.figures import loss_against_epsilon

@@ -13,13 +13,15 @@ Inputs: result files of sensitivity/compute_sensitivity.py, or the published one
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from libdata import cli, store
+from libdata import store
 from libdata.sensitivity_results import DISTANCE_UNITS, STEP_COST, read_results, table_bytes
 from libscores import renyi
 

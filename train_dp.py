@@ -14,6 +14,8 @@ for the small CNN, 2,000 digits, batches of 64 and 20 epochs on one CPU thread.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import re
 import time
 from collections.abc import Sequence
@@ -21,7 +23,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.fz import RunArrays
 from libdata.private_models import FORMAT, private_model_name
@@ -56,8 +57,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model if it is not there yet."""
     args = parse(argv)
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     study = load_study(args, config.data_dir)
     model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
     folder = config.private_model_dir / private_model_name(args.dataset, args.arch, args.epsilon, args.suffix)

@@ -3,7 +3,8 @@
     python train_fz_models.py --dataset mnist --arch smallcnn --subset 2000 --start_run 0 --stop_run 60
 
 Every run trains one network on its own random subset of the examples and keeps which examples it saw and how
-it does on all of them (Feldman, Zhang, NeurIPS 2020, arXiv 2008.03703).
+it does on all of them (Feldman, Zhang, NeurIPS 2020, arXiv 2008.03703). Without flags it trains the small CNN on MNIST;
+calc_curv_fz_models.py without flags scores the papers' CIFAR-100 ensemble, so give both the same --dataset and --arch.
 
 Inputs: the data set under data_dir. Outputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/aux_arrays.npz and
 checkpoints/model.pt, each with a JSON sidecar. Finished runs are skipped, an interrupted one goes on where it
@@ -12,11 +13,12 @@ was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU t
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata import cli
 from libdata.config import load_config
 from libdata.datasets import DATASETS, NORMALIZATIONS, check_same_content, dataset_size, load_dataset
 from libdata.fz import run_dir
@@ -60,8 +62,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the runs that are not there yet."""
     args = parse(argv)
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
     index = np.sort(read_index(args.subset, dataset_size(args.dataset, "train", config.data_dir)))
     data = load_dataset(args.dataset, "train", config.data_dir, index=index, **shape)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from libdata import cli  # noqa: E402
+import libdata.cli as cli
+
 from libdata.build_tfrecords import build, scan, verify  # noqa: E402
 from libdata.config import load_config  # noqa: E402
 from libdata.imagenet import read_imagenet_index  # noqa: E402

@@ -1,8 +1,12 @@
-"""What every script's command line shares: its parser, common flags, value checks and exit codes."""
+"""What every script's command line shares: its parser, common flags, value checks and how it ends.
+
+Scripts import this before anything slow, so that a Ctrl-C while libraries load is one line.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import signal
@@ -10,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -20,12 +25,43 @@ from libdata.errors import InputError
 Namespace = argparse.Namespace
 
 
+def _end_by(signum: int, message: str) -> NoReturn:
+    """Say why and end by the signal itself, as shells want it that stop after a Ctrl-C; nothing is left to clean up."""
+    _say(message)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    sys.exit(128 + signum)
+
+
+def _interrupted(signum: int = signal.SIGINT, frame: object = None) -> NoReturn:
+    _end_by(signal.SIGINT, "interrupted; run the same command again to go on")
+
+
+def _say(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.splitlines())}", file=sys.stderr)
+
+
+def _imported_by_a_script() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame and (frame.f_globals.get("__name__") == __name__ or "importlib" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == "__main__"
+
+
+if _imported_by_a_script() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted)  # until `run`: nothing is at work yet that would want to clean up
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show every default, unless the help text names it; keep the lines of the description."""
+    """Show every default, unless the help text names it, and what is required; keep the lines of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.help and "default" in action.help:
             return action.help
+        if action.required and action.option_strings:
+            return f"{action.help} (required)"
         return super()._get_help_string(action)
 
 
@@ -35,6 +71,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False)
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted."""
+        found = super().parse_args(args, namespace)
+        if os.environ.get("FLAGS_ONLY"):
+            self.exit()
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -65,8 +108,9 @@ fraction = number(float, above=0, below=1)
 
 
 def add_device(parser: Parser) -> None:
-    """Add --device and --deterministic."""
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    """Add --device and --deterministic; run_jobs.sh --gpus sets another default."""
+    default = os.environ.get("RUN_DEVICE") or "auto"
+    parser.add_argument("--device", default=default, help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     text = "the same bytes every time on a GPU too, if slower; CPUs do so anyway"
     parser.add_argument("--deterministic", action="store_true", help=text)
 
@@ -91,16 +135,20 @@ def add_keep_converted(parser: Parser) -> None:
 def add_run_range(parser: Parser, stop: int | None) -> None:
     """Add --start_run and --stop_run."""
     parser.add_argument("--start_run", type=non_negative_int, default=0, help="first run")
-    text = "run to stop before" + (" (default: after the last one there)" if stop is None else "")
+    text = "run to stop before, left out itself, unlike ImageNet's --stop_idx"
+    text += " (default: after the last one there)" if stop is None else ""
     parser.add_argument("--stop_run", type=non_negative_int, default=stop, help=text)
 
 
-def add_architecture_options(parser: Parser, architectures: Mapping[str, Any]) -> None:
-    """Add a flag for every option that some architecture has."""
+def add_architecture_options(parser: Parser, architectures: Mapping[str, Any], *, private: bool = False) -> None:
+    """Add a flag for every option that some architecture has; the help shows the defaults of private training if asked."""
     for name in sorted({name for architecture in architectures.values() for name in architecture.options}):
         having = {arch: row.options[name] for arch, row in architectures.items() if name in row.options}
         values = sorted({value for row in having.values() for value in row})
-        text = "; ".join(f"{arch}: {' or '.join(row)}, {row[0]} by default" for arch, row in having.items())
+        default = {
+            arch: (architectures[arch].private if private else {}).get(name, row[0]) for arch, row in having.items()
+        }
+        text = "; ".join(f"{arch}: {' or '.join(row)}, {default[arch]} by default" for arch, row in having.items())
         parser.add_argument(f"--{name}", choices=values, default=argparse.SUPPRESS, help=text)
 
 
@@ -133,7 +181,7 @@ def progress(total: int, description: str, unit: str) -> tqdm:
 
 
 class Stopped(Exception):
-    """Work was left in good order after a signal; scripts print the message and exit with 128 + `signum`."""
+    """Work was left in good order after a signal; scripts print the message and end by the signal `signum`."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -144,7 +192,8 @@ class Stopped(Exception):
 def stop_requests() -> Iterator[Callable[[], int]]:
     """Take SIGTERM and Ctrl-C as a wish to stop: yield a function that returns the signal received, else 0.
 
-    A second signal interrupts at once.
+    A second signal interrupts at once. A Ctrl-C that was ignored from the start, as in what a shell script runs in the
+    background, stays ignored: that script tells its jobs to stop.
     """
     received: list[int] = []
 
@@ -153,7 +202,8 @@ def stop_requests() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         received.append(signum)
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+    heard = [signum for signum in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(signum) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, note) for signum in heard}
     try:
         yield lambda: received[0] if received else 0
     finally:
@@ -163,11 +213,17 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
 def warn(message: str) -> None:
     """Print a line on stderr about something that is left out."""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    _say(message)
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Call a script's `main` and exit: 0 done, 2 input or system error (one line), 130 Ctrl-C, 143 SIGTERM."""
+    """Call a script's `main` and end: status 0 done, 2 input or system error (one line), or by the signal that came."""
+    early = signal.getsignal(signal.SIGINT) == _interrupted
+    if early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal or log cannot show must not end the work
+            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _stop_at_once)
     try:
         main()
@@ -179,9 +235,9 @@ def run(main: Callable[[], object]) -> NoReturn:
     except MemoryError as error:
         _say_and_exit(f"error: out of memory: {error or 'the system has no more'}", 2)
     except Stopped as stop:
-        _say_and_exit(str(stop), 128 + stop.signum)
+        _end_by(stop.signum, str(stop))
     except KeyboardInterrupt:
-        _say_and_exit("interrupted; run the same command again to go on", 130)
+        _interrupted()
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's; this module does without PyTorch
@@ -192,6 +248,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if early:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done; no traceback while Python leaves
     sys.exit(0)
 
 
@@ -200,5 +258,5 @@ def _stop_at_once(signum: int, frame: object) -> NoReturn:
 
 
 def _say_and_exit(message: str, status: int) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.splitlines())}", file=sys.stderr)
+    _say(message)
     sys.exit(status)

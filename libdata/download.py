@@ -8,6 +8,8 @@ files that are there and damaged are reported, never replaced.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import errno
 import gzip
 import hashlib
@@ -23,7 +25,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from libdata import cli, safe_pickle
+from libdata import safe_pickle
 from libdata.config import load_config
 from libdata.datasets import CIFAR_MD5, DATASETS, IDX_SHA256
 from libdata.errors import InputError

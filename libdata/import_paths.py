@@ -6,6 +6,8 @@ runs the code it names.
 
 from __future__ import annotations
 
+from libdata.cli import Stopped
+
 import hashlib
 import importlib
 import importlib.util
@@ -16,7 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from libdata.cli import Stopped
 from libdata.errors import InputError
 
 FORMS = "package.module:name or path/to/file.py:name"

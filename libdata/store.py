@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot write: {error.strerror}") from error
+            raise InputError(f"{path}: cannot write: {error.strerror}{_owner(path.parent)}") from error
         raise
 
 
@@ -81,27 +82,63 @@ def _open_no_link(path: str, flags: int) -> int:
 def exclusive(directory: Path) -> Iterator[None]:
     """Create a directory and hold its lock; a second process waits here until the first has finished.
 
-    Whatever a killed process left under a name such as .x.tmp is removed.
+    Whatever a killed process left under a name such as .x.tmp is removed. A file system without locks is said to be one
+    on stderr, and nothing waits or is removed.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{directory}: cannot create the directory: {error.strerror}") from error
-    handle = os.open(directory, os.O_RDONLY)
+        raise InputError(f"{directory}: cannot create the directory: {error.strerror}{_owner(directory)}") from error
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be opened: {error.strerror}{_owner(directory)}") from error
+    try:
+        if _locked(handle, directory):
+            for leftover in directory.glob(".*.tmp"):
+                with suppress(PermissionError):  # another user's, whose finished results may be read all the same
+                    if leftover.is_dir() and not leftover.is_symlink():
+                        shutil.rmtree(leftover)
+                    else:
+                        leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int, directory: Path) -> bool:
+    """Wait for the lock of an open directory; return whether there is one."""
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{directory}: another process is at work here, waiting for it", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        for leftover in directory.glob(".*.tmp"):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
+    except OSError as error:
+        kind = (os.fstat(handle).st_dev, error.errno)
+        if kind not in _UNLOCKED:
+            _UNLOCKED.add(kind)
+            text = f"no locks on this file system ({error.strerror}); do not run the same job twice at once"
+            print(f"{directory}: {text}", file=sys.stderr)
+        return False
+    return True
+
+
+_UNLOCKED: set[tuple[int, int | None]] = set()
+"""File systems that were said to have no locks, once each."""
+
+
+def _owner(directory: Path) -> str:
+    """Return whose a directory is, or the nearest one above that is there, for a message; nothing if it is ours."""
+    there = next(place for place in (directory, *directory.absolute().parents) if os.path.exists(place))
+    owner = os.stat(there).st_uid
+    if owner == os.geteuid():
+        return ""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"user {owner}"
+    return f"; {there} belongs to {name}"
 
 
 def provenance(earlier: Iterable[Mapping[str, Any]] = (), /, **extra: object) -> dict[str, Any]:

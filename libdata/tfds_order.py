@@ -9,6 +9,8 @@ fz_model_dir, where every reader of the ensemble takes it instead.
 
 from __future__ import annotations
 
+import libdata.cli as cli
+
 import io
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from libdata import cli, safe_pickle
+from libdata import safe_pickle
 from libdata.config import load_config
 from libdata.datasets import load_dataset
 from libdata.errors import InputError

@@ -10,7 +10,7 @@ from libdata.errors import InputError
 
 
 def resolve_device(name: str, *, deterministic: bool = False) -> torch.device:
-    """Return the device that a `--device` flag names.
+    """Return the device that a `--device` flag names, and name it in the log.
 
     Args:
         name: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
@@ -25,13 +25,18 @@ def resolve_device(name: str, *, deterministic: bool = False) -> torch.device:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} is not available here: {reason}") from error
+    what = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        what = torch.cuda.get_device_name(device) + (f", GPU {visible}" if visible else "")
+    print(f"device {device} ({what})", flush=True)
     return device
 
 

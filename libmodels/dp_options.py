@@ -31,12 +31,15 @@ def seeds_of(args: cli.Namespace) -> dict[str, int]:
     return {stream: args.seed if seed is None else seed for stream, seed in given.items()}
 
 
-def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
-    """Add the flags; the defaults of training are those of arXiv 2402.18726, --epsilon is required without one."""
+def add_dp_options(parser: cli.Parser, epsilon: float | None = None, seed: int | None = 0) -> None:
+    """Add the flags; the defaults of training are those of arXiv 2402.18726, --epsilon is required without one.
+
+    Without a seed, it is to be the run's number.
+    """
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="mnist", help="data set")
     add("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture")
-    cli.add_architecture_options(parser, ARCHITECTURES)
+    cli.add_architecture_options(parser, ARCHITECTURES, private=True)
     add("--normalization", choices=NORMALIZATIONS, default="standard", help="pixels in [0,1], or standardised")
     add("--data_subset", default="all", help="examples of the study: all, the first N, or an .npy index")
     add("--subset", help=".npy index of the examples to train on, among those of the study (default: all of them)")
@@ -55,7 +58,8 @@ def add_dp_options(parser: cli.Parser, epsilon: float | None = None) -> None:
         help="shares of the steps after which the learning rate drops; without a value, it never does",
     )  # fmt: skip
     add("--lr_drop_factor", type=cli.fraction, default=0.1, help="what the learning rate is multiplied by then")
-    add("--seed", type=cli.non_negative_int, default=0, help="seed of initial weights, batches and noise")
+    text = "seed of initial weights, batches and noise" + (" (default: the run's number)" if seed is None else "")
+    add("--seed", type=cli.non_negative_int, default=seed, help=text)
     for stream, what in SEED_STREAMS.items():
         add(f"--{stream}_seed", type=cli.non_negative_int, help=f"seed of {what} alone (default: that of --seed)")
     add(
@@ -141,8 +145,8 @@ def load_study(args: cli.Namespace, data_dir: Path, leave_out: np.ndarray | None
     for subset in (args.data_subset, args.subset):
         if subset is not None:
             check_index_content(subset, data.content_sha256)
-    options = {"norm": "group"} if "norm" in ARCHITECTURES[args.arch].options else {}
-    spec = ModelSpec.for_dataset(args.arch, data, **options | cli.architecture_options(args, ARCHITECTURES))
+    options = {**ARCHITECTURES[args.arch].private, **cli.architecture_options(args, ARCHITECTURES)}
+    spec = ModelSpec.for_dataset(args.arch, data, **options)
     return Study(data, test, np.searchsorted(index, train_index), spec, planned)
 
 

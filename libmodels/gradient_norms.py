@@ -33,8 +33,8 @@ def run_parser(description: str | None, stages: int) -> cli.Parser:
         stages: Default of --stages.
     """
     parser = cli.Parser(description)
-    add_dp_options(parser, epsilon=10.0)
-    parser.set_defaults(arch="lenet5", epochs=40, optimizer="sgd", lr=0.1, lr_drops=[], seed=None)
+    add_dp_options(parser, epsilon=10.0, seed=None)
+    parser.set_defaults(arch="lenet5", epochs=40, optimizer="sgd", lr=0.1, lr_drops=[])
     add = parser.add_argument
     add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
     text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"

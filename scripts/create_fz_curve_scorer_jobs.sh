@@ -1,6 +1,7 @@
 #!/bin/sh
 # Print the job lines that score the models of an ensemble (calc_curv_fz_models.py).
 #   sh scripts/create_fz_curve_scorer_jobs.sh [--runs N] [--runs_per_job M] [flags of calc_curv_fz_models.py] > jobs.sh
-# N is 1000 by default and M is 1.
+# N is 1000 by default and M is 1. Without --dataset and --arch, training means the small CNN on MNIST and scoring the
+# papers' CIFAR-100 ensemble: give both generators the same. Paths in flags count from the top of the repository.
 script=calc_curv_fz_models.py
 . "$(dirname -- "$0")/run_ranges.sh"

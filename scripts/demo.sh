@@ -4,12 +4,14 @@
 # Interrupted, it goes on where it was when started again. Everything it makes is in results/demo.
 # shellcheck disable=SC2086  # words of $common and $seeds are meant to split
 set -eu
-cd "$(dirname -- "$0")/.."
+. "$(dirname -- "$0")/flags.sh"
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 case $#:${1:-} in
     0:) ;;
-    2:-j) jobs=$2 ;;
-    *) sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    2:-j) positive -j "$2"; jobs=$2 ;;
+    1:-h | 1:--help) help ;;
+    *) refuse "$*: only -j N; see --help" ;;
 esac
 python=$(sh scripts/setup.sh)
 PATH=$(dirname -- "$python"):$PATH

@@ -1,11 +1,12 @@
 # Sourced by the generators of private models: one line of $script per data set, seed and epsilon.
 # In: $script, the grid ($dataset $epsilons $seeds, lists), $suffix (what precedes the seed in a model's name) and, where
 # models are trained on subsets, $on_subsets; with $named, lines say --name and not --suffix.
-# Other flags than those read here are passed on as they are.
+# Other flags than those read here are passed on as they are, once the script has accepted them.
 # shellcheck shell=sh disable=SC2154
 set -eu
+word() { echo "$1"; }
 . "$(dirname -- "$0")/flags.sh"
-subset_dir='' config=''
+subset_dir='' config='' given=$# papers=$dataset
 read_flags "dataset arch epsilons seeds suffix config${on_subsets:+ subset_dir}" '' "$@"
 refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon seed subset
 refuse_flags 'is not for these models, which are trained on all examples' subset_dir
@@ -27,6 +28,12 @@ done
 arch=$(quoted "$arch")
 [ -z "${on_subsets:-}" ] || [ -n "$subset_dir" ] || subset_dir=$(subsets "$config")
 [ -z "$config" ] || flags=" --config $(quoted "$config")$flags"
+for one in $dataset; do
+    [ "$given" != 0 ] || break
+    # shellcheck disable=SC2086  # the first words of two lists
+    check_line "python $script --dataset $(quoted "$one") --arch $arch --epsilon $(word $epsilons) --seed $(word $seeds)$flags"
+    [ "$dataset" != "$papers" ] || break
+done
 for one in $dataset; do
     name=$(quoted "$one")
     for seed in $seeds; do

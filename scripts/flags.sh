@@ -1,10 +1,27 @@
 # Sourced by every script that has flags: reading them, refusing them, --help.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034
 script_file=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
 say() { echo "$(basename -- "$0" .sh): $*"; }
 refuse() { say "$@" >&2; exit 2; }
-help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script_file"; exit; }
+help() { sed -n '/^# shellcheck/d; 2,/^[^#]/s/^# \{0,1\}//p' "$script_file"; exit; }
 positive() { case $2 in '' | 0* | *[!0-9]*) refuse "$1 $2: not a positive whole number" ;; esac; }
+
+# end_by NUMBER: end by this signal, so that a shell above that looks at how its commands end stops, too.
+end_by() {
+    trap - "$1"
+    kill "-$1" $$
+    exit $((128 + $1)) # where the signal is ignored
+}
+
+# lock ARGUMENTS...: as flock, status 1 if another holds the lock. Where there are no locks, status 0 and $unlocked says why.
+unlocked=''
+lock() {
+    if command -v flock >/dev/null; then
+        why=$(flock "$@" 2>&1) || { [ -n "$why" ] || return 1; unlocked=${why##*: }; }
+    else
+        unlocked='flock is not installed'
+    fi
+}
 
 # quoted WORD: print the word so that a shell reads it back as one word.
 quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
@@ -45,6 +62,17 @@ read_flags() {
         esac
         shift
     done
+}
+
+# check_line LINE: refuse a job line whose flags its script does not take; nothing else of it is done.
+check_line() {
+    said=$(cd -- "$(dirname -- "$script_file")/.." && FLAGS_ONLY=1 sh -c "$1" 2>&1) || {
+        status=$?
+        said=$(echo "$said" | tail -n 1)
+        [ "$status" != 2 ] || refuse "$said"
+        [ -n "${unable:-}" ] || say "flags are not checked, as the script does not start here: $said" >&2
+        unable=1
+    }
 }
 
 # refuse_flags WHY NAME...: refuse if one of these is in $flags.

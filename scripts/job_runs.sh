@@ -53,7 +53,7 @@ freeze() {
     fault=$(mkdir -p "$run" 2>&1 && : 2>&1 >>"$run/lock") || refuse "${fault:-$run: cannot be written}"
     stale || return 0
     exec 9>>"$run/lock"
-    ! command -v flock >/dev/null || flock -w 2 9 || ! stale ||
+    lock -w 2 9 || ! stale ||
         refuse "$file: has changed or is to run again while its lines are running; wait for them or stop them first"
     install_new
     if stale; then

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from libdata import cli
-from libdata.comparable import kept
+import libdata.cli as cli
+
+import numpy as np
+
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError

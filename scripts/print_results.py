@@ -4,9 +4,17 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import libdata.cli as cli
+
+from libdata.errors import InputError
+
 
 def main() -> None:
     """Print one table of all results_*.json under a folder, then the figures and notebooks there."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        raise InputError(f"{' '.join(sys.argv[1:]) or 'nothing'}: not a folder of results, such as results/figures")
     folder = Path(sys.argv[1])
     rows = []
     for path in sorted(folder.glob("results_*.json")):
@@ -26,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,15 +1,17 @@
 #!/bin/sh
 # Run the lines of a job file, several at a time, from the top of the repository.
 #   sh scripts/run_jobs.sh FILE [-j N] [--gpus 0,1] [--retries R] [--sshloginfile HOSTS] [--runner parallel|xargs] [--again]
-# -j N             jobs at a time (on each host): one per GPU with --gpus, else one per core; each gets cores/N threads
-# --gpus 0,1       each job sees one of these GPUs (CUDA_VISIBLE_DEVICES); more jobs than GPUs share them evenly
+# -j N             jobs at a time (on each host): one per GPU with --gpus, else one per core; each gets cores/N threads,
+#                  or OMP_NUM_THREADS if that is set
+# --gpus 0,1       each job sees one of these GPUs (CUDA_VISIBLE_DEVICES) and runs on it, not on the CPU, unless its line
+#                  says --device; more jobs than GPUs share them evenly
 # --retries R      a line that fails is tried R times more (0)
 # --sshloginfile   GNU parallel's file of hosts; they must see this folder and FILE under the same paths
 # --runner         GNU parallel where it is installed, else xargs
 # --again          run finished lines again, too
 # A line that has ended with status 0 is done and is not run again: after a failure, a kill or a change of FILE the same
 # command runs what is left. Output of line 7: FILE.run/log/7.log. TERM, Ctrl-C and HUP let running jobs save and leave.
-# Exit status: 0 all done, 1 some failed, 2 bad input, 128 + the number of the signal that stopped it.
+# Exit status: 0 all done, 1 some failed, 2 bad input; stopped, it ends by the signal (128 + its number in $?).
 set -eu
 . "$(dirname -- "$0")/job_runs.sh"
 file='' jobs='' gpus='' retries=0 hosts='' runner='' again=''
@@ -54,24 +56,39 @@ cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 jobs=${jobs:-$cores}
 threads=$((cores / jobs))
 [ "$threads" -ge 1 ] || threads=1
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} MKL_NUM_THREADS=${MKL_NUM_THREADS:-${OMP_NUM_THREADS:-$threads}}
 
 open_run "$file"
 refuse_queued
+# On the hosts of --sshloginfile, each line says whether it finds a GPU.
+if [ -n "$gpus" ] && [ -z "$hosts" ]; then
+    wanted=$(echo "$gpus" | tr ' ' '\n' | sort -u | paste -sd , -)
+    seen=$(CUDA_VISIBLE_DEVICES=$wanted python -c 'import torch; print(torch.cuda.device_count())' 2>&1) ||
+        refuse "--gpus: PyTorch cannot be asked ($(echo "$seen" | tail -n 1)); activate the environment first"
+    seen=$(echo "$seen" | tail -n 1)
+    [ "$seen" = "$(echo "$wanted" | tr ',' '\n' | wc -l | tr -d ' ')" ] ||
+        refuse "--gpus $wanted: PyTorch finds $seen of them on this machine"
+fi
 cd "$root"
 freeze
+exec 9>>"$run/lock"
+lock -s -w 2 9 || :
+exec 9>&-
+[ -z "$unlocked" ] || say "$run: no locks here ($unlocked); do not run the same file twice at once" >&2
 survey
 if [ -z "$todo" ]; then
     say "all $total lines of $file were done before; --again runs them again"
     exit
 fi
-say "$((total - done_before)) of $total lines to run, $done_before done before; $jobs at a time with $runner, $threads threads each"
-export OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads"
+say "$((total - done_before)) of $total lines to run, $done_before done before; $jobs at a time with $runner, $OMP_NUM_THREADS threads each"
+export OMP_NUM_THREADS MKL_NUM_THREADS
 export RUN_PID=$$ RUN_BEFORE="$done_before" RUN_TRIES=1 RUN_GPUS="$gpus" RUN_SLOTS="$jobs"
 RUN_BEGAN=$(date +%s)
 export RUN_BEGAN
 
 # The runner is in a session of its own, so that a Ctrl-C reaches the jobs once, through stop.
-setsid=$(command -v setsid || :)
+setsid=''
+! command -v setsid >/dev/null || setsid='setsid'
 group=${setsid:+-}
 stopped=''
 stop() {
@@ -79,9 +96,9 @@ stop() {
     [ "$runner" = xargs ] || group=''
     [ -z "${pid:-}" ] || kill -s TERM -- "$group$pid" 2>/dev/null || kill -s TERM "$pid" 2>/dev/null || :
 }
-trap 'stop 129' HUP
-trap 'stop 130' INT
-trap 'stop 143' TERM
+trap 'stop 1' HUP
+trap 'stop 2' INT
+trap 'stop 15' TERM
 if [ "$runner" = parallel ]; then
     # The job log is made to agree with the exit files: --resume-failed runs the lines that have no row of success.
     rows=$(
@@ -114,10 +131,10 @@ while kill -0 "$pid" 2>/dev/null; do
 done
 if [ -n "$stopped" ]; then
     # Jobs that the runner has left behind are still saving.
-    ! command -v flock >/dev/null || flock -w 600 "$run/lock" true || [ -z "$group" ] || kill -s KILL -- "-$pid" || :
+    [ -n "$unlocked" ] || flock -w 600 "$run/lock" true || [ -z "$group" ] || kill -s KILL -- "-$pid" || :
     survey
     say "stopped, $done_before of $total lines done; the same command goes on" >&2
-    exit "$stopped"
+    end_by "$stopped"
 fi
 survey
 if [ -n "$todo" ]; then

@@ -4,9 +4,10 @@
 # Output goes to RUN_DIR/log/LINE.log, the exit status to RUN_DIR/exit/LINE. A line that is done is skipped, and one that
 # still runs elsewhere is waited for. The environment may hold RUN_PID (the runner: once it is gone, nothing new is
 # started), RUN_BEGAN and RUN_BEFORE (when it began, and how many lines were done: for the time left), RUN_TRIES, and
-# RUN_GPUS with RUN_SLOTS (jobs at a time are spread over these GPUs).
+# RUN_GPUS with RUN_SLOTS (jobs at a time are spread over these GPUs; without --device they run on cuda).
 set -u
-cd "$(dirname -- "$0")/.." || exit 1
+. "$(dirname -- "$0")/flags.sh"
+CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 1
 run=$1 line=$2 log=$1/log/$2.log stopped=''
 say() { printf '%s\n' "line $line$*"; }
 fail() { say ": $*" >&2; exit 1; }
@@ -15,16 +16,16 @@ trap 'stopped=1' HUP INT TERM
 
 { : >>"$log"; } 2>/dev/null || fail "not run: $log cannot be written"
 exec 9>>"$run/lock" 8>>"$log"
-if command -v flock >/dev/null; then
-    flock -s 9 || fail "not run: $run/lock cannot be locked"
-    flock -n 8 || { say ": still runs in another process, waiting for it"; flock 8; } || exit 1
-fi
+lock -s 9 || exit 1
+lock -n 8 || { say ": still runs in another process, waiting for it"; lock 8; } || exit 1
 status=''
 [ ! -f "$run/exit/$line" ] || read -r status <"$run/exit/$line" || :
 [ "$status" != 0 ] || exit 0
 if [ -n "${RUN_GPUS:-}" ]; then
     slot=0
-    until { exec 7>>"$run/slot.$(uname -n).$slot"; } && flock -n 7; do
+    slots=$run/slot.$(uname -n)
+    [ -z "$unlocked" ] || slots=${TMPDIR:-/tmp}/slot.$(id -u).$(echo "$run" | cksum | cut -d ' ' -f 1)
+    until { exec 7>>"$slots.$slot"; } && flock -n 7; do
         slot=$(((slot + 1) % RUN_SLOTS))
         [ "$slot" != 0 ] || sleep 1
         [ -z "$stopped" ] || exit 1
@@ -32,7 +33,7 @@ if [ -n "${RUN_GPUS:-}" ]; then
     # shellcheck disable=SC2086  # words are meant to split
     set -- $RUN_GPUS
     shift $((slot % $#))
-    export CUDA_VISIBLE_DEVICES="$1"
+    export CUDA_VISIBLE_DEVICES="$1" RUN_DEVICE=cuda
 fi
 [ -z "$stopped" ] || exit 1
 rm -f "$run/exit/$line" || fail "not run: $run cannot be written"
@@ -52,7 +53,7 @@ done
     fail "ended with status $status, but $run/exit/$line cannot be written (disk full?); it will be run again"
 }
 
-last=$(tail -n 1 "$log" | cut -c 1-300)
+last=$(tail -n 3 "$log" | grep -vx Terminated | tail -n 1 | cut -c 1-300) # that word is the shell's
 if [ "$status" != 0 ]; then
     what=FAILED
     [ -z "$stopped" ] || what=stopped

@@ -4,6 +4,7 @@
 # The values go into the notebook's parameters cell; scripts/execute_notebook.py --help lists the flags.
 set -eu
 [ $# -ge 2 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "$0")/flags.sh"
 notebook=$1 folder=$2
 shift 2
 name=$(basename -- "$notebook" .ipynb)
@@ -15,8 +16,8 @@ for left in "$folder/.$name".*; do
 done
 work=$folder/.$name.$$
 trap 'rm -rf -- "$work"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'rm -rf -- "$work"; end_by 2' INT
+trap 'rm -rf -- "$work"; end_by 15' TERM
 mkdir -p -- "$work"
 python "$(dirname -- "$0")/execute_notebook.py" "$notebook" "$work" "$@"
 mv -- "$work/$name.html" "$work/$name.ipynb" "$folder"

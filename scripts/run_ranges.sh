@@ -1,5 +1,5 @@
 # Sourced by the generators of ensemble jobs: read --runs and --runs_per_job, print one line per range of runs.
-# $script is the script of the lines; all other flags are passed on to it as they are. Set by who sources it,
+# $script is the script of the lines; all other flags are passed on to it as they are, once it has accepted them. Set by who sources it,
 # if wanted: the defaults $runs and $runs_per_job, and $inclusive=1 for a script with --start_idx and a last --stop_idx.
 # shellcheck shell=sh disable=SC2154
 set -eu
@@ -10,6 +10,7 @@ positive --runs "$runs"
 positive --runs_per_job "$runs_per_job"
 if [ "$inclusive" = 1 ]; then first=start_idx last=stop_idx; else first=start_run last=stop_run; fi
 refuse_flags 'is set by --runs and --runs_per_job' "$first" "$last"
+[ -z "$flags" ] || check_line "python $script$flags"
 start=0
 while [ "$start" -lt "$runs" ]; do
     stop=$((start + runs_per_job))

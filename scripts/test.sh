@@ -1,8 +1,10 @@
 #!/bin/sh
 # Every check of the project: style, types, shell scripts, tests. Extra arguments go to pytest.
-#   sh scripts/test.sh [pytest arguments]
+#   sh scripts/test.sh [pytest arguments, such as -k NAME or --write-docs]
 set -eu
-cd "$(dirname -- "$0")/.."
+. "$(dirname -- "$0")/flags.sh"
+case ${1:-} in -h | --help) help ;; esac
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 python=$(sh scripts/setup.sh)
 PATH=$(dirname -- "$python"):$PATH
 export PATH

@@ -1,20 +1,26 @@
 # Sourced by run.sh, run_loop.sh, run_loop_rm.sh and run_compo.sh: their flags, and how they start and stop jobs.
-# Settings are flags, or environment variables of the same name in capitals. From there on paths count from the top of
-# the repository. Flags that are not read here are left in $flags, quoted.
+# Settings are flags, or environment variables of the same name in capitals. A configuration that is there from where the
+# command is typed is taken; all other paths count from the top of the repository. Flags that are not read here are left
+# in $flags, quoted.
 # shellcheck shell=sh disable=SC2034,SC2154
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 . "$here/../scripts/flags.sh"
-cd "$here/.."
-runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} config=${CONFIG:-config.json} python=${PYTHON:-python} overwrite=''
+runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} config=${CONFIG:-} python=${PYTHON:-python} overwrite=''
 read_flags 'runs remove which config' overwrite "$@"
+case $config in
+    '') config=config.json ;;
+    /*) ;;
+    *) [ ! -f "$config" ] || config=$PWD/$config ;;
+esac
+cd "$here/.."
 positive --runs "$runs"
 positive --remove "$remove"
 case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: not cheapest, dearest or random" ;; esac
 
 child='' stopped=''
-trap 'stopped=143; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM
-trap 'stopped=130; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' INT
+trap 'stopped=15; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM
+trap 'stopped=2; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' INT
 
 # job COMMAND...: run it; on TERM or Ctrl-C let it leave its work in good order, then stop.
 job() {
@@ -31,7 +37,7 @@ job() {
     fi
     if [ -n "$stopped" ]; then
         echo "$(basename -- "$0"): stopped; run the same command again to go on" >&2
-        exit "$stopped"
+        end_by "$stopped"
     fi
     if [ "$status" -ne 0 ]; then
         echo "$(basename -- "$0"): failed with status $status; run the same command again once the cause is mended" >&2

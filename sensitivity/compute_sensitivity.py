@@ -20,11 +20,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from libdata import cli
+import libdata.cli as cli
+
+import torch
+
 from libdata.config import load_config
 from libdata.errors import InputError
 from libdata.index import index_digest
@@ -48,8 +49,8 @@ from libmodels.gradient_norms import (
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, save the rows."""
     args = parse_run(run_parser(__doc__, stages=41), argv)
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     study, points = load_study_and_points(args, config.data_dir)
     stages, checkpoints = stage_shares(args), kept_checkpoints(args, config.sensitivity_dir, study)
     models, training, total = checkpoints.folder, checkpoints.settings, int(checkpoints.steps[-1])

@@ -16,11 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from libdata import cli, store
+import libdata.cli as cli
+
+import numpy as np
+
+from libdata import store
 from libdata.sensitivity_results import DISTANCE_UNITS, read_results, table_bytes
 from libscores.one_step import FORMAT, sum_rule_epsilon
 

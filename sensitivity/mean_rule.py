@@ -16,13 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import libdata.cli as cli
+
 import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from libdata import cli
 from libdata.config import load_config
 from libdata.errors import InputError
 from libdata.index import index_digest
@@ -58,8 +59,8 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the checkpoints, measure, save the rows."""
     args = parse(argv)
-    config = load_config(args.config)
     device = resolve_device(args.device, deterministic=args.deterministic)
+    config = load_config(args.config)
     study, points = load_study_and_points(args, config.data_dir)
     checkpoints = kept_checkpoints(args, config.sensitivity_dir, study)
     flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}

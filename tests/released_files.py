@@ -5,7 +5,6 @@ ILSVRC folders, index files, CIFAR-100, scored ensembles.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets as tv
 
-from libdata.config import Config
+from libdata.config import DEFAULT_CONFIG
 from libdata.datasets import CIFAR_MD5
 from libdata.fz import run_dir
 from libdata.index import index_digest
@@ -32,7 +31,7 @@ SYNSETS = ("n01440764", "n01443537", "n02105855")
 
 def write_config(folder: Path, **changes: str | Path) -> Path:
     """Write a configuration whose outputs are in `folder` and whose data are the repository's."""
-    values = {field.name: field.name for field in dataclasses.fields(Config)} | {"data_dir": str(DATA)}
+    values = {key: key for key in json.loads(DEFAULT_CONFIG.read_text())} | {"data_dir": str(DATA)}
     values |= {key: str(value) for key, value in changes.items()}
     path = folder / "config.json"
     path.write_text(json.dumps(values), encoding="utf-8")

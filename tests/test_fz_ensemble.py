@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from conftest import (
     write_config,
 )
 
+from calc_curv_fz_models import wanted_runs
 from libdata.datasets import load_dataset
 from libdata.errors import InputError
 from libdata.fz import list_runs, read_run, read_runs, run_dir
@@ -423,3 +426,31 @@ def test_unscored_ensembles_and_foreign_scores_are_named(ensemble: Path, tmp_pat
     found = ScoredEnsemble.find(ensemble / "fz_model_dir", tmp_path / "s", "mnist", "smallcnn", "0.7")
     with pytest.raises(InputError, match="other examples than run 0"):
         list(found.read())
+
+
+def test_one_unreadable_ratio_does_not_stop_all(capsys) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        for ratio in ("0.1", "0.4", "0.7"):
+            (root / ratio / "2").mkdir(parents=True)
+            (root / ratio / "2" / "aux_arrays.npz").touch()
+        (root / "0.2").touch()
+        (root / "0.3").symlink_to("0.3")
+        (root / "0.5").mkdir()
+        (root / "0.1").chmod(0o000)
+        try:
+            if not os.geteuid():
+                os.seteuid(54321)
+            assert wanted_runs(root, "all", 0, None) == [("0.4", [2]), ("0.7", [2])]
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 4 and all(line.endswith("; left out") for line in lines)
+            assert all(
+                f"{root}/{ratio}" in line for ratio, line in zip(("0.1", "0.2", "0.3", "0.5"), lines, strict=True)
+            )
+            assert "Permission denied" in lines[0]
+            with pytest.raises(InputError, match="no ratio has a finished run from 3 to the last"):
+                wanted_runs(root, "all", 3, None)
+        finally:
+            os.seteuid(os.getuid())
+            (root / "0.1").chmod(0o755)

@@ -184,7 +184,7 @@ def test_imagenet_correctness_is_sonnets(work, converted_imagenet):
 def test_generated_jobs_cover_every_model_once():
     def lines(*flags):
         command = ["sh", "scripts/create_imagenet_curve_scorer_jobs.sh", *flags]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
         assert result.returncode == 0, result.stderr
         return [shlex.split(line) for line in result.stdout.splitlines()]
 

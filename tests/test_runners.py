@@ -63,6 +63,8 @@ class Study:
         (folder / "saver.py").write_text(SAVER)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = os.environ | {"PATH": path, "HOME": str(folder), "WORK": str(folder)}
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            self.environment.pop(name, None)
         self.environment |= {key: str(value) for key, value in environment.items()}
 
     def write(self, *lines: str, name: str = "jobs.sh", end: str = "\n") -> str:
@@ -225,7 +227,7 @@ def test_exit_files_are_the_truth_and_not_the_job_log(study: Study) -> None:
     assert study.ran() == ["2"]
 
 
-@pytest.mark.parametrize(("how", "status"), [("TERM", 143), ("INT", 130), ("HUP", 129)])
+@pytest.mark.parametrize(("how", "status"), [("TERM", -15), ("INT", -2), ("HUP", -1)])
 def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(
     study: Study, runner: Sequence[str], how: str, status: int
 ) -> None:
@@ -317,7 +319,77 @@ def test_two_runners_share_a_job_file(study: Study) -> None:
     assert study.ran() == [str(line) for line in range(10, 20)]
 
 
+def with_gpus(study: Study, *names: str) -> None:
+    """Let PyTorch find these GPUs, as far as the runner asks: none is needed to run the tests."""
+    visible = 'os.environ["CUDA_VISIBLE_DEVICES"].split(",")'
+    (study.folder / "torch.py").write_text(
+        f"import os\nclass cuda:\n    device_count = lambda: len({set(names)} & set({visible}))\n"
+    )
+    study.environment["PYTHONPATH"] = str(study.folder)
+
+
+def test_gpus_that_are_not_there_are_refused(study: Study) -> None:
+    study.write(note(1))
+    for gpus in ("0", "0,1"):
+        assert_refused(study.sh("run_jobs.sh", "jobs.sh", "--gpus", gpus), f"--gpus {gpus}: PyTorch finds 0 of them")
+    with_gpus(study, "0", "1")
+    assert_refused(study.sh("run_jobs.sh", "jobs.sh", "--gpus", "1,7"), "--gpus 1,7: PyTorch finds 1 of them")
+    (study.folder / "torch.py").write_text("raise ImportError('no PyTorch')")
+    assert_refused(study.sh("run_jobs.sh", "jobs.sh", "--gpus", "0"), "no PyTorch", "activate the environment first")
+    assert not (study.folder / "jobs.sh.run").exists() and study.ran() == []
+
+
+def test_lines_run_on_the_gpu_unless_they_say_otherwise(study: Study) -> None:
+    """The line that asks for nothing must not go to the CPU: here it is refused, as there is no GPU."""
+    with_gpus(study, "3")
+    train = f"PYTHONPATH= python calc_curv_fz_models.py --config '{study.folder}/none.json'"
+    study.write(train, f"{train} --device cpu", 'echo "$RUN_DEVICE $CUDA_VISIBLE_DEVICES"')
+    assert study.sh("run_jobs.sh", "jobs.sh", "--gpus", "3", "-j", "3").returncode == 1
+    assert "device 'cuda' is not available here" in study.log(1) and study.log(3) == "cuda 3\n"
+    first, second = study.log(2).splitlines()
+    assert re.fullmatch(r"device cpu \(\d+ threads\)", first) and "none.json" in second
+    study.write('echo "$RUN_DEVICE"', name="cpu.sh")
+    assert study.sh("run_jobs.sh", "cpu.sh").returncode == 0 and study.log(1, "cpu.sh") == "\n"
+
+
+def test_threads_the_user_has_set_are_kept(study: Study, runner: Sequence[str]) -> None:
+    study.write("echo $OMP_NUM_THREADS $MKL_NUM_THREADS")
+    study.environment["OMP_NUM_THREADS"] = "3"
+    result = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    assert result.returncode == 0 and study.log(1) == "3 3\n" and "3 threads each" in result.stdout
+    study.environment["MKL_NUM_THREADS"] = "2"
+    assert study.sh("run_jobs.sh", "jobs.sh", "--again", *runner).returncode == 0 and study.log(1) == "3 2\n"
+
+
+@pytest.mark.parametrize("answer", ["flock: 9: No locks available; exit 71", "flock: 8: Not supported; exit 65", ""])
+def test_a_file_system_without_locks_is_said_once(study: Study, runner: Sequence[str], answer: str) -> None:
+    """What flock answers there; without one at all, nothing else changes."""
+    programs, path = study.folder / "bin", study.environment["PATH"]
+    programs.mkdir()
+    if answer:
+        text, status = answer.split("; ")
+        (programs / "flock").write_text(f"#!/bin/sh\necho '{text}' >&2\n{status}\n")
+        (programs / "flock").chmod(0o755)
+        study.environment["PATH"] = f"{programs}:{path}"
+    elif "parallel" in runner:
+        pytest.skip("GNU parallel does not start from a folder of links")
+    else:
+        for program in (program for folder in path.split(":") for program in Path(folder).glob("*")):
+            if program.name != "flock" and not (programs / program.name).exists():
+                (programs / program.name).symlink_to(program)
+        study.environment["PATH"] = str(programs)
+    study.write(note(1), note(2), FAILS)
+    result = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    assert result.returncode == 1 and study.ran() == ["1", "2", "fails"], result.stdout + result.stderr
+    said = [line for line in result.stderr.splitlines() if "no locks here" in line]
+    assert len(said) == 1 and "do not run the same file twice at once" in said[0]
+    assert (answer.split(": ")[-1].split(";")[0] or "flock is not installed") in said[0]
+    (study.folder / "mended").touch()
+    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0 and study.ran() == ["fails"]
+
+
 def test_jobs_are_spread_over_gpus(study: Study, runner: Sequence[str]) -> None:
+    with_gpus(study, "4", "6", "0", "GPU-1b")
     meet = 'touch "$WORK/at.$$"; until [ "$(ls "$WORK" | grep -c "^at[.]")" -ge %d ]; do sleep 0.05; done'
     use = 'sh -c "echo \\$CUDA_VISIBLE_DEVICES" >>"$WORK/gpus"'
     study.write(*[f"{meet % 4}; {use}"] * 4)
@@ -462,7 +534,7 @@ def test_lines_run_on_other_hosts(tmp_path: Path, ssh_host: str) -> None:
     wait_until(lambda: len(study.read("started")) == 2, "two jobs at work")
     process.terminate()
     stopped = study.end(process)
-    assert stopped.returncode == 143 and study.read("saved") == ["1", "1"] and study.ran() == []
+    assert stopped.returncode == -15 and study.read("saved") == ["1", "1"] and study.ran() == []
     (work / "go").touch()
     result = study.sh(*command)
     assert result.returncode == 0, result.stderr
@@ -600,7 +672,7 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
             ("create_fz_curve_scorer_jobs.sh", 6, "--n_probes", 2),
         ):
             flags = ["--runs", 6, "--runs_per_job", runs_per_job, *ENSEMBLE_FLAGS, *flags, "--config", config]
-            lines = study.sh(generator, *flags).stdout.splitlines()
+            lines = Study(study.folder, PATH="/usr/bin:/bin").sh(generator, *flags).stdout.splitlines()
             study.write(*lines, name="train.sh" if generator.endswith("train_jobs.sh") else "score.sh")
         if way == "slurm":
             draw = "sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +20,17 @@ from conftest import ROOT, run_script, write_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from libdata import cli
 from libdata.results import ResultRow, save_results
 
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+OTHERS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("scripts", "sensitivity", "build_fz_imagenet")
+    for path in (ROOT / folder).rglob("*.py")
+    if "cli.run" in path.read_text() and path.name != "print_results.py"
+)
 
 
 def sh(*args: object, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -57,7 +67,7 @@ def test_installed_packages_are_the_locked_ones() -> None:
 def test_conda_installs_the_same_requirements() -> None:
     text = (ROOT / "environment.yml").read_text()
     assert "- -r requirements.txt" in text
-    assert re.findall(r"python=(\S+)", text) == ["3.11"]
+    assert re.findall(r"python=(\S+) .*3\.12 and 3\.13", text) == ["3.11"]
     assert sys.version_info[:2] == (3, 11)
 
 
@@ -74,6 +84,56 @@ def test_shell_scripts_are_posix(path: Path) -> None:
     assert path.read_text().startswith(("#!/bin/sh\n", "# Sourced"))
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, *OTHERS, "libdata.download", "libdata.tfds_order"])
+def test_an_ascii_terminal_shows_every_help(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+    shown.flush()
+    text = shown.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert end.value.code == 0 and "usage:" in text and "(default: None)" not in text
+
+
+def test_an_ascii_terminal_shows_results_and_names(tmp_path: Path) -> None:
+    folder = tmp_path / "Ergebnisse für René"
+    folder.mkdir()
+    row = {
+        "study": "Link 2",
+        "statistic": "ε",
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "published": "≤",
+        "verdict": "–",
+    }
+    (folder / "results_x.json").write_text(json.dumps([row], ensure_ascii=False), encoding="utf-8")
+    (folder / "f.png").touch()
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    result = run_script("scripts/print_results.py", folder, **plain)
+    assert result.returncode == 0 and "\\u03b5" in result.stdout and "f.png" in result.stdout, result.stderr
+    result = run_script("sensitivity/compo_res/rank.py", folder / "none.csv", **plain)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "Ren" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "says"), [
+        ("train_fz_models.py", "--stop_run", "left out itself, unlike ImageNet's --stop_idx"),
+        ("calc_curv_fz_imagenet_models.py", "--stop_idx", "last model, included, unlike --stop_run"),
+        ("train_fz_models.py", "--norm", "batch or group, batch by default"),
+        ("train_dp.py", "--norm", "batch or group, group by default"),
+        ("sensitivity/compute_sensitivity.py", "--seed", "(default: the run's number)"),
+        ("train_dp.py", "--epsilon", "(required)"),
+        ("train_fz_models.py", "--arch", "calc_curv_fz_models.py without flags scores the papers'"),
+        ("calc_curv_fz_models.py", "--arch", "train_fz_models.py without flags trains on MNIST"),
+    ],
+)  # fmt: skip
+def test_help_says_what_a_flag_does(script: str, flag: str, says: str) -> None:
+    text = " ".join(run_script(script, "--help").stdout.split())
+    assert flag in text and says in text
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_explains_every_flag_and_its_default(script: str) -> None:
     result = run_script(script, "--help")
@@ -82,12 +142,13 @@ def test_help_explains_every_flag_and_its_default(script: str) -> None:
     assert len(entries) > 3
     for entry in entries:
         words = " ".join(entry.split())
-        explained = re.search(r"\(default: .+\)$", words) or "by default" in words or words.startswith("-h")
+        explained = re.search(r"\((default: .+|required)\)$", words) or "by default" in words or words.startswith("-h")
         assert explained and len(words.split()) > 4, words
 
 
 def generated(script: str, *flags: object) -> list[str]:
-    result = sh(ROOT / "scripts" / script, *flags)
+    no_python = {"PATH": "/usr/bin:/bin"}  # then flags are not checked, which takes seconds
+    result = sh(ROOT / "scripts" / script, *flags, cwd="/", env=no_python)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
@@ -107,34 +168,183 @@ def test_generators_cover_every_run_once(generator: str, script: str) -> None:
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and bad[0] in refused.stderr
 
 
-def test_setup_takes_an_environment_that_fits_and_explains_a_wrong_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("generator", "flags", "mentions"), [
+        ("create_fz_curve_scorer_jobs.sh", ["--run", "4"], ["calc_curv_fz_models.py", "--run 4"]),
+        ("create_privacy_vs_curve_dp_train_jobs.sh", ["--dataset", "mnist nosuch"], ["train_dp.py", "'nosuch'"]),
+    ],
+)  # fmt: skip
+def test_flags_a_script_does_not_take_are_refused_once(
+    tmp_path: Path, generator: str, flags: list[str], mentions: list[str]
+) -> None:
+    """By the script itself, which does nothing else; without a Python that runs it, this is said."""
+    python = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    refused = sh(ROOT / "scripts" / generator, *flags, cwd=tmp_path, env=python)
+    assert refused.returncode == 2 and not refused.stdout and len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert all(text in refused.stderr for text in mentions)
+    (tmp_path / "python").write_text("#!/bin/sh\necho no such module >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    unable = sh(ROOT / "scripts" / generator, *flags, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert unable.returncode == 0 and len(unable.stdout.splitlines()) > 100
+    assert "flags are not checked" in unable.stderr and len(unable.stderr.splitlines()) == 1
+
+
+def test_setup_takes_an_environment_that_fits() -> None:
     folder = Path(sys.executable).parent
     active = {"PATH": f"{folder}:/usr/bin:/bin", "VIRTUAL_ENV": str(folder.parent)}
     result = sh(ROOT / "scripts" / "setup.sh", env=active)
     assert result.returncode == 0 and Path(result.stdout.strip()) == folder / "python"
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    shutil.copy(ROOT / "requirements.lock", tmp_path)
-    result = sh(tmp_path / "scripts" / "setup.sh", env={"PATH": "/usr/bin:/bin", "PYTHON": "python2.2"})
-    assert result.returncode == 1 and "Python 3.11" in result.stderr and "conda env create" in result.stderr
 
 
-def test_setup_says_what_to_do_after_a_failed_download_and_goes_on_later(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    lock = tmp_path / "requirements.lock"
-    lock.write_text("no-such-package-of-this-name==1.0\n")
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "PYTHON": sys.executable,
-        "PIP_NO_INDEX": "1",
-        "PIP_CONFIG_FILE": "/dev/null",
-    }
-    failed = sh(tmp_path / "scripts" / "setup.sh", env=environment)
-    assert failed.returncode == 1 and "Check the network" in failed.stderr
-    lock.write_text("# nothing to install\n")
-    for _ in range(2):
-        result = sh(tmp_path / "scripts" / "setup.sh", env=environment)
-        assert result.returncode == 0 and result.stdout.strip() == str(tmp_path / ".venv" / "bin" / "python")
-    assert "installing" not in result.stderr
+PIP = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
+
+
+@pytest.fixture(scope="module")
+def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the scripts with a lock of one small package, set up; the package comes from its folder wheels/."""
+    root = tmp_path_factory.mktemp("set up")
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    (root / "wheels").mkdir()
+    for version in ("1.0", "2.0"):
+        with zipfile.ZipFile(root / "wheels" / f"tiny_one-{version}-py3-none-any.whl", "w") as wheel:
+            info, record = f"tiny_one-{version}.dist-info", f"tiny_one/deep/__init__.py,,\n{version},,\n"
+            for name in ("tiny_one/__init__.py", "tiny_one/deep/__init__.py"):
+                wheel.writestr(name, f"version = {version!r}\n")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-one\nVersion: {version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", record.replace(f"{version},,", f"{info}/RECORD,,"))
+    (root / "requirements.lock").write_text("# a comment\ntiny-one==1.0\n")
+    first = [start_setup(root) for _ in range(2)]
+    said = [process.communicate() for process in first]
+    assert [process.returncode for process in first] == [0, 0], said
+    assert [out for out, _ in said] == [f"{root}/.venv/bin/python\n"] * 2
+    assert sorted("making .venv" in err for _, err in said) == [False, True]
+    assert sum("another set-up is at work" in err for _, err in said) <= 1
+    return root
+
+
+def start_setup(root: Path, **env: str) -> subprocess.Popen[str]:
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PIP_FIND_LINKS": (root / "wheels").as_uri()}
+    return subprocess.Popen(
+        ["sh", str(root / "scripts" / "setup.sh")], env=PIP | environment | env, text=True, cwd="/",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def setup_of(root: Path, **env: str) -> tuple[int, str, str]:
+    process = start_setup(root, **env)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def works(root: Path, version: str) -> bool:
+    """Tell whether the package can be imported, and pip's own script started, in the copy's .venv."""
+    code = "import tiny_one.deep; print(tiny_one.version)"
+    found = subprocess.run([root / ".venv/bin/python", "-c", code], capture_output=True, text=True)
+    pip = subprocess.run([root / ".venv/bin/pip", "--version"], capture_output=True, text=True)
+    return found.stdout.strip() == version and pip.returncode == 0 and str(root) in pip.stdout
+
+
+def link_to_nothing(venv: Path) -> None:
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to("/nonexistent/python3.11")
+
+
+def other_python(venv: Path) -> None:
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")  # one that cannot read what set-up asks it to run
+    (venv / "bin" / "python").chmod(0o755)
+
+
+def site(venv: Path, name: str) -> Path:
+    return next(venv.glob(f"lib/python3*/site-packages/{name}"))
+
+
+DAMAGE = {
+    "its bin/python is gone": link_to_nothing,
+    "": other_python,
+    "the installation of tiny_one-1.0 is unfinished": lambda venv: site(venv, "tiny_one-1.0.dist-info/RECORD").unlink(),
+    "tiny_one/deep of tiny_one-1.0 is gone": lambda venv: shutil.rmtree(site(venv, "tiny_one/deep")),
+    "tiny-one==1.0 is wanted, nothing is installed": lambda venv: shutil.rmtree(site(venv, "tiny_one-1.0.dist-info")),
+    "pip": lambda venv: shutil.rmtree(site(venv, "pip")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_venv_is_not_used(set_up: Path, damage: str) -> None:
+    """Where it cannot be mended either, as without any Python, no path is printed."""
+    whole = set_up / "whole"
+    shutil.copytree(set_up / ".venv", whole, symlinks=True)
+    try:
+        assert setup_of(set_up) == (0, f"{set_up}/.venv/bin/python\n", "")
+        DAMAGE[damage](set_up / ".venv")
+        looked = subprocess.run(
+            [set_up / ".venv/bin/python", "-I", set_up / "scripts/check_environment.py", "--venv"],
+            capture_output=True, text=True,
+        ).stderr if "bin/python" not in damage else damage  # fmt: skip
+        assert damage in looked
+        status, out, err = setup_of(set_up, PYTHON="python2.2")
+        assert status == 1 and not out and "Python 3.11, 3.12 or 3.13" in err and "conda env create" in err
+        demo = sh(set_up / "scripts" / "demo.sh", env={"PATH": "/usr/bin:/bin", "PYTHON": "python2.2"})
+        assert demo.returncode == 1 and not demo.stdout and not (set_up / "results").exists()
+    finally:
+        shutil.rmtree(set_up / ".venv")
+        whole.rename(set_up / ".venv")
+
+
+def test_another_lock_is_installed_and_a_failure_says_what_to_do(set_up: Path) -> None:
+    lock, marked = set_up / "requirements.lock", set_up / ".venv" / "mark"
+    marked.touch()
+    lock.write_text("tiny-one==3.0\n")
+    status, out, err = setup_of(set_up)
+    assert status == 1 and not out and "Check the network" in err
+    for version in ("2.0", "1.0"):
+        lock.write_text(f"tiny-one=={version}\n")
+        status, out, err = setup_of(set_up)
+        assert (status, out) == (0, f"{set_up}/.venv/bin/python\n") and "installing" in err, err
+        assert works(set_up, version)
+    assert marked.exists(), "a sound .venv is kept"
+
+
+@pytest.mark.slow
+def test_a_moved_or_broken_venv_is_made_again(set_up: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(set_up, moved, symlinks=True)
+    status, out, err = setup_of(moved)
+    assert (status, out) == (0, f"{moved}/.venv/bin/python\n") and f"it was made in {set_up}/.venv/bin" in err, err
+    assert works(moved, "1.0") and works(set_up, "1.0")
+    elsewhere = tmp_path / "big disk"
+    (moved / ".venv").rename(elsewhere)
+    (moved / ".venv").symlink_to(elsewhere)
+    shutil.rmtree(elsewhere)
+    assert setup_of(moved)[0] == 1 and f"is a link to {elsewhere}, which is no folder" in setup_of(moved)[2]
+    (elsewhere / "bin").mkdir(parents=True)
+    (elsewhere / "bin" / "python").symlink_to("/nonexistent/python3.11")
+    shutil.copy(set_up / ".venv" / "lock.cksum", elsewhere)
+    status, out, err = setup_of(moved)
+    assert (status, out) == (0, f"{moved}/.venv/bin/python\n") and "its bin/python is gone" in err, err
+    assert setup_of(moved) == (0, f"{moved}/.venv/bin/python\n", "")
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_python_311_to_313_are_accepted(version: str) -> None:
+    """The interpreters that are installed here say which they are."""
+    found = shutil.which(f"python{version}")
+    if not found or subprocess.run([found, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"no Python {version} here")
+    command = [found, ROOT / "scripts" / "check_environment.py"]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    assert ("3.12 or 3.13 is wanted" in said) == (version not in ("3.11", "3.12", "3.13")), said
+
+
+@pytest.mark.parametrize("script", ["setup.sh", "test.sh", "demo.sh"])
+def test_help_of_the_three_commands(script: str, tmp_path: Path) -> None:
+    result = sh(ROOT / "scripts" / script, "--help", cwd=tmp_path)
+    assert result.returncode == 0 and f"sh scripts/{script}" in result.stdout and "#" not in result.stdout
+    assert "shellcheck disable" not in result.stdout
+    if script != "test.sh":
+        refused = sh(ROOT / "scripts" / script, "--nonsense")
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "--nonsense" in refused.stderr
 
 
 def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> None:

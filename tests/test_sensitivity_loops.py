@@ -51,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert process.returncode == 143 and "run_loop.sh: stopped; run the same command again to go on" in err
+    assert process.returncode == -signal.SIGTERM and "run_loop.sh: stopped; run the same command again to go on" in err
     assert not list(results.glob("res/*"))
     status, out, err = finish("run_loop.sh", *line)
     assert status == 0 and "run 1 of 2 done" in out and "left" in out, err
@@ -124,9 +124,26 @@ def test_bad_settings_are_refused(script: str, flags: list[str], mention: str) -
     assert status == 2 and len(err.splitlines()) == 1 and mention in err
 
 
+def test_a_start_from_another_folder(tmp_path: Path) -> None:
+    """A configuration beside the one who types is meant, an unrelated config.json there is not."""
+    write_config(tmp_path).rename(tmp_path / "mine.json")
+    (tmp_path / "config.json").write_text("of something else")
+    for config, mention in (("mine.json", tmp_path / "sensitivity_dir"), ("config.json", tmp_path / "config.json")):
+        line = [str(ROOT / "sensitivity" / "run_compo.sh"), "--runs", "1", "--config", config]
+        result = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert result.returncode == 2 and str(mention) in result.stderr, result.stderr
+    line = [str(ROOT / "sensitivity" / "run.sh"), "--lr", "none"]
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = ENVIRONMENT | {"PYTHON": str(tmp_path / "python"), "CDPATH": "/usr:."}
+    said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert said == "sensitivity/compute_sensitivity.py --config config.json --lr none\n"
+
+
 def test_a_job_line_for_every_seed_and_epsilon() -> None:
     line = ["sh", "scripts/create_per_instance_renyi_jobs.sh", "--epsilons", "1 10", "--seeds", "3 4", "--stages", "5"]
-    out = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    no_python = {"PATH": "/usr/bin:/bin"}  # then flags are not checked, which takes seconds
+    out = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, env=no_python).stdout
     words = [shlex.split(line) for line in out.splitlines()]
     assert [(w[w.index("--seed") + 1], w[w.index("--epsilon") + 1]) for w in words] == [
         (seed, epsilon) for seed in "34" for epsilon in ("1", "10")

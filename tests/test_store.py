@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from libdata import store
 from libdata.errors import InputError
 from libdata.store import Output, array_bytes, exclusive, load_scores, write_atomic
 
@@ -110,3 +115,59 @@ def test_the_sidecar_does_not_hold_what_json_cannot(tmp_path) -> None:
 def test_sidecar_is_stable_json(output) -> None:
     text = output.sidecar.read_text()
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF])
+def test_a_file_system_without_locks_is_said_once_and_work_goes_on(tmp_path, monkeypatch, capsys, number: int) -> None:
+    """What such file systems answer; none can be mounted here."""
+
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(store, "_UNLOCKED", set())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".other.tmp").touch()  # perhaps of a process that is at work
+    for name in ("a", "a", "b"):
+        with exclusive(tmp_path / name):
+            Output(tmp_path / name / "x.npy", SETTINGS).save(array_bytes(np.arange(5.0)), {})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"{tmp_path}/a: no locks" in lines[0] and os.strerror(number) in lines[0]
+    assert (tmp_path / "a" / ".other.tmp").exists() and (tmp_path / "b" / "x.npy").exists()
+
+
+def test_a_folder_of_somebody_else_is_refused_with_its_owner() -> None:
+    """As under umask 022: results may be read, new ones are refused by name."""
+    if os.geteuid():
+        pytest.skip("only root becomes another user")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chmod(folder, 0o755)
+        with exclusive(folder / "theirs"):
+            Output(folder / "theirs" / "x.npy", SETTINGS).save(array_bytes(np.arange(5.0)), {})
+        (folder / "theirs" / ".old.tmp").touch()
+        try:
+            os.seteuid(54321)
+            with exclusive(folder / "theirs"):
+                assert Output(folder / "theirs" / "x.npy", SETTINGS).finished()
+                with pytest.raises(
+                    InputError, match=r"y.npy: cannot write: Permission denied; .*theirs belongs to root"
+                ):
+                    write_atomic(folder / "theirs" / "y.npy", b"")
+            with (
+                pytest.raises(InputError, match=r"new: cannot create .*: Permission denied; .*theirs belongs to root"),
+                exclusive(folder / "theirs" / "deep" / "new"),
+            ):
+                pass
+        finally:
+            os.seteuid(0)
+        (folder / "closed").mkdir(mode=0o700)
+        try:
+            os.seteuid(54321)
+            with (
+                pytest.raises(InputError, match="closed: cannot be opened: Permission denied"),
+                exclusive(folder / "closed"),
+            ):
+                pass
+        finally:
+            os.seteuid(0)

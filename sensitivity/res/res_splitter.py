@@ -16,7 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from libdata import cli, store
+import libdata.cli as cli
+
+from libdata import store
 from libdata.result_rows import split
 from libdata.sensitivity_results import DISTANCE, read_results
 

@@ -5,7 +5,8 @@
 
 The estimator is libscores.curvature (arXiv 2402.18726): per-example loss, random probes, divided by h. Released
 TensorFlow checkpoints are converted on the way; a model that does not reproduce its own recorded correctness on
-99 % of the examples, or not its errors (the order of the data is another then), is refused. Without flags it scores the papers' models, Feldman and Zhang's for CIFAR-100;
+99 % of the examples, or not its errors (the order of the data is another then), is refused. Without flags it scores
+the papers' models, Feldman and Zhang's for CIFAR-100;
 train_fz_models.py without flags trains on MNIST, so give both the same --dataset and --arch.
 
 Inputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/ (or a released download under its own name, such as

@@ -65,7 +65,7 @@ def test_the_right_order_is_never_refused(seed: int, n: int, accuracy: float, no
     check_agreement(results(odds + rng.normal(0, noise, n)), recorded(odds, prob=prob), "model")
 
 
-@given(seed=st.integers(0, 2**32), n=st.integers(300, 20_000), errors=st.integers(10, 150), prob=st.booleans())
+@given(seed=st.integers(0, 2**32), n=st.integers(2000, 20_000), errors=st.integers(20, 150), prob=st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_a_random_order_is_always_refused(seed: int, n: int, errors: int, prob: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -141,7 +141,7 @@ def add_run_range(parser: Parser, stop: int | None) -> None:
 
 
 def add_architecture_options(parser: Parser, architectures: Mapping[str, Any], *, private: bool = False) -> None:
-    """Add a flag for every option that some architecture has; the help shows the defaults of private training if asked."""
+    """Add a flag for every option that some architecture has; `private` shows its defaults there."""
     for name in sorted({name for architecture in architectures.values() for name in architecture.options}):
         having = {arch: row.options[name] for arch, row in architectures.items() if name in row.options}
         values = sorted({value for row in having.values() for value in row})

@@ -34,7 +34,11 @@ from libdata.errors import InputError
 _PACKAGES = ("torch", "torchvision", "opacus", "numpy", "scipy")
 _MAKER = ("commit", "versions", "device")
 _SHOWN = 3
-_BEFORE_FORMATS: dict[str, Callable[[dict[str, str]], str] | None] = {"data.": None}
+_BEFORE_FORMATS: dict[str, Callable[[dict[str, str]], str] | None] = {
+    "data.": None,
+    "seeds.": lambda settings: settings["seed"],
+    "train_on.planned": lambda settings: settings["train_on.n_examples"],
+}
 """Settings, by how their keys begin, that results without a `format` may lack: what those were made with, as flat
 JSON from their flat settings, or None where it is not known, so that nothing is compared."""
 

@@ -57,7 +57,6 @@ def score_settings(
         "model_name": model_name,
         "model": model_identity,
         "data": data_identity,
-        "loss": "softplus of the margin",
         "h": args.h,
         "n_probes": args.n_probes,
         "temp": args.temp,

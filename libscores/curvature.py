@@ -45,7 +45,7 @@ CHECKED = 32
 # rounding error; an example beside others also by the algorithm that a library chooses for the shape.
 _REPEATED, _BESIDE_OTHERS = 64, 1e-3
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when what a score means changes; results of two formats are never mixed."""
 
 

@@ -22,6 +22,7 @@ import libdata.cli as cli
 
 import numpy as np
 
+from libdata.comparable import kept
 from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
 from libdata.errors import InputError

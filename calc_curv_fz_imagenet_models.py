@@ -16,22 +16,22 @@ passes; measured: 2.1 s for an image with ten probes on one CPU thread.
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 import argparse
 import re
 from collections.abc import Sequence
 
-from libdata.config import load_config
-from libdata.errors import InputError
-from libdata.fz import ensemble_root, read_run, run_dir
 from libdata.imagenet import read_imagenet_index
 from libdata.indexed_tfrecords import list_shards
-from libdata.scores import fz_model_name
 from libmodels.devices import resolve_device
-from libmodels.scoring import add_scoring_options
-from libmodels.shard_scoring import score_shards
 from libmodels.tf_checkpoint import TensorFlowReader, open_run
+from libscoring.scoring import add_scoring_options
+from libscoring.shard_scoring import score_shards
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.fz import ensemble_root, read_run, run_dir
+from libstore.scores import fz_model_name
 
 ARCH = "resnet50"
 

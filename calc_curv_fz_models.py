@@ -18,23 +18,23 @@ small CNN and 2,000 digits; 0.12 s per example for SmallInception.
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from libdata.config import load_config
 from libdata.datasets import DATASETS, Dataset, check_same_content, dataset_size, load_dataset
-from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_ratios, read_runs, run_dir
-from libdata.index import index_digest
-from libdata.scored_ensemble import usable_runs
-from libdata.scores import fz_model_name
-from libdata.store import read_sidecar
 from libmodels import ARCHITECTURES
 from libmodels.devices import resolve_device
-from libmodels.scoring import add_scoring_options, score_model
 from libmodels.tf_checkpoint import TensorFlowReader, open_run
+from libscoring.scoring import add_scoring_options, score_model
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.fz import ensemble_root, list_ratios, read_runs, run_dir
+from libstore.index import index_digest
+from libstore.scored_ensemble import usable_runs
+from libstore.scores import fz_model_name
+from libstore.store import read_sidecar
 
 
 def wanted_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[tuple[str, list[int]]]:

@@ -13,19 +13,19 @@ scored already are skipped. Measured: about 1 s per model for the small CNN and 
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 from collections.abc import Sequence
 
-from libdata.config import load_config
 from libdata.datasets import DATASETS, check_same_content, load_dataset
-from libdata.errors import InputError
-from libdata.private_models import add_model_choice, find_private_models
-from libdata.store import file_sha256
 from libmodels import ARCHITECTURES
 from libmodels.checkpoints import load_model
 from libmodels.devices import resolve_device
-from libmodels.scoring import add_scoring_options, score_model
+from libscoring.scoring import add_scoring_options, score_model
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.private_models import add_model_choice, find_private_models
+from libstore.store import file_sha256
 
 
 def main(argv: Sequence[str] | None = None) -> None:

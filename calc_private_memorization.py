@@ -14,29 +14,29 @@ results_link3_<dataset>_<arch>.json. Takes seconds.
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
-from libdata.errors import InputError
-from libdata.figures import memorization_against_epsilon
-from libdata.index import check_index, check_index_content, index_digest, load_array
-from libdata.private_models import (
+from libmodels import ARCHITECTURES
+from libplots.figures import memorization_against_epsilon
+from libscores.link3 import FORMAT, private_memorization, pure_bound, total_variation_bound
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.index import check_index, check_index_content, index_digest, load_array
+from libstore.private_models import (
     add_model_choice,
     check_comparable,
     find_private_models,
     is_private_model,
     memberships,
 )
-from libdata.results import ResultRow, save_figure, save_results
-from libdata.store import Output, array_bytes, exclusive, provenance
-from libmodels import ARCHITECTURES
-from libscores.link3 import FORMAT, private_memorization, pure_bound, total_variation_bound
+from libstore.results import ResultRow, save_figure, save_results
+from libstore.store import Output, array_bytes, exclusive, provenance
 
 
 def main(argv: Sequence[str] | None = None) -> None:

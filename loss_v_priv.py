@@ -12,21 +12,21 @@ loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss_<dataset>_<arch
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata.config import load_config
 from libdata.datasets import DATASETS
-from libdata.figures import loss_against_epsilon
-from libdata.private_models import add_model_choice, find_private_models, is_private_model, tabulate
-from libdata.results import ResultRow, save_figure, save_results
-from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
+from libplots.figures import loss_against_epsilon
 from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
 from libscores.statistics import NOT_NEGATIVE
+from libstore.config import load_config
+from libstore.private_models import add_model_choice, find_private_models, is_private_model, tabulate
+from libstore.results import ResultRow, save_figure, save_results
+from libstore.store import Output, array_bytes, exclusive, provenance
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ Inputs: result files of sensitivity/compute_sensitivity.py, or the published one
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 import time
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from libdata import store
-from libdata.sensitivity_results import DISTANCE_UNITS, STEP_COST, read_results, table_bytes
 from libscores import renyi
+from libstore import store
+from libstore.sensitivity_results import DISTANCE_UNITS, STEP_COST, read_results, table_bytes
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

@@ -14,7 +14,7 @@ for the small CNN, 2,000 digits, batches of 64 and 20 epochs on one CPU thread.
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 import re
 import time
@@ -23,13 +23,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from libdata.config import load_config
-from libdata.fz import RunArrays
-from libdata.private_models import FORMAT, private_model_name
-from libdata.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import (
+from libstore.config import load_config
+from libstore.fz import RunArrays
+from libstore.private_models import FORMAT, private_model_name
+from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
+from libtrain.dp_options import (
     EpochLog,
     add_dp_options,
     dp_settings,
@@ -38,8 +38,8 @@ from libmodels.dp_options import (
     seeds_of,
     settings_of,
 )
-from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
-from libmodels.training import example_losses, predict
+from libtrain.dp_training import DPTrainer, read_state, seeded_model, train_private
+from libtrain.training import example_losses, predict
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

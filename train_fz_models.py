@@ -13,22 +13,22 @@ was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU t
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata.config import load_config
 from libdata.datasets import DATASETS, NORMALIZATIONS, check_same_content, dataset_size, load_dataset
-from libdata.fz import run_dir
-from libdata.index import read_index
-from libdata.store import read_sidecar
 from libmodels import ARCHITECTURES
 from libmodels.checkpoints import ModelSpec
 from libmodels.devices import resolve_device
-from libmodels.fz_training import FZTraining
-from libmodels.training import SGDSettings
+from libstore.config import load_config
+from libstore.fz import run_dir
+from libstore.index import read_index
+from libstore.store import read_sidecar
+from libtrain.fz_training import FZTraining
+from libtrain.training import SGDSettings
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

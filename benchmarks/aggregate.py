@@ -10,9 +10,10 @@ cache is warm in both. The check at the end is against the plain maximum of the 
 
 from __future__ import annotations
 
+import libcli as cli
+
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from libdata import cli
-from libdata.fz import read_run, run_dir
-from libdata.scores import CURVATURE, fz_model_name, score_path
-from libdata.store import Output, array_bytes, arrays_bytes, load_scores
 from libscores.over_models import over_models
+from libstore.fz import read_run, run_dir
+from libstore.scores import CURVATURE, fz_model_name, score_path
+from libstore.store import Output, array_bytes, arrays_bytes, load_scores
 
 RATIO, H = "0.7", 1e-3
 

@@ -14,17 +14,13 @@ not timed.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from libmodels import ARCHITECTURES, build_model
 from libscores.curvature import curvature, rademacher

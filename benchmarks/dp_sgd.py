@@ -4,7 +4,7 @@
 
 The published way (arXiv 2402.18726): Opacus's default per-sample-gradient hooks behind `make_private`, a
 DataLoader over a torchvision data set, and transforms (to a tensor, normalise, resize for LeNet) of every image
-each time it is read. Ours: libmodels.dp_training on the data as one tensor. Both take S noisy steps on real MNIST
+each time it is read. Ours: libtrain.dp_training on the data as one tensor. Both take S noisy steps on real MNIST
 digits with the same expected batch size B, sample rate, noise and optimizer. The floor: a forward and two backward
 passes over a batch of B in memory, without privacy. Rates are examples per second; each round's ratio is taken,
 and the median is printed.
@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +27,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from libdata.config import load_config
 from libdata.datasets import DATASETS, load_dataset
 from libmodels import ARCHITECTURES, build_model
-from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer
+from libstore.config import load_config
+from libtrain.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer
 
 NOISE_MULTIPLIER, LR = 1.0, 1e-3
 

@@ -11,20 +11,17 @@ below it.
 
 from __future__ import annotations
 
+import libcli as cli
+
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from libdata import cli
 from libscores import renyi
 
 RUNS, STEPS, TOTAL_STEPS = 10, 100 * np.round(np.arange(41) * 93 / 40).astype(int), 9375

@@ -33,11 +33,9 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from libdata.config import load_config
 from libdata.datasets import DATASETS
 from libmodels import build_model
+from libstore.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, CLIP, EPSILON, DELTA, LR = 256, 1.0, 10.0, 1e-5, 0.1

@@ -133,7 +133,7 @@ def differences(path: Path, images: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print rates and their ratio."""
-    from libdata import cli
+    import libcli as cli
 
     parser = cli.Parser(__doc__)
     parser.add_argument("--images", type=cli.positive_int, default=600, help="records of the file")
@@ -156,7 +156,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if sys.argv[1:2] == ["--side"]:
         run, file, count, threads = SIDES[sys.argv[2]], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
         run(file, count, threads)

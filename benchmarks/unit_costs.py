@@ -10,23 +10,19 @@ the machine that is to do the work; docs/scale.md explains the columns. Start-up
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from libmodels import ARCHITECTURES, build_model
 from libmodels.devices import resolve_device
-from libmodels.dp_training import DPSettings, DPTrainer
 from libscores.curvature import curvature
+from libtrain.dp_training import DPSettings, DPTrainer
 
 
 @dataclass(frozen=True)

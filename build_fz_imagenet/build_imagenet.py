@@ -11,19 +11,15 @@ decoding each image once (2 ms and one thread) and of the disk.
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import libdata.cli as cli
-
-from libdata.build_tfrecords import build, scan, verify  # noqa: E402
-from libdata.config import load_config  # noqa: E402
-from libdata.imagenet import read_imagenet_index  # noqa: E402
-from libdata.indexed_tfrecords import SPLITS  # noqa: E402
-from libdata.store import exclusive  # noqa: E402
+from libdata.build_tfrecords import build, scan, verify
+from libdata.imagenet import read_imagenet_index
+from libdata.indexed_tfrecords import SPLITS
+from libstore.config import load_config
+from libstore.store import exclusive
 
 FOLDERS = {"train": "train", "validation": "val"}
 

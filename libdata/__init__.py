@@ -1,1 +1,1 @@
-"""What comes in and what is kept: configuration, data sets, ensembles and saved scores."""
+"""What comes in: data sets built in, in files, folders and behind import paths; TFRecords, released files."""

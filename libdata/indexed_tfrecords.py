@@ -18,7 +18,7 @@ from typing import Any
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from libdata.errors import InputError
+from libstore.errors import InputError
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _KINDS = (("bytes_list", "BytesList", _FIELD.TYPE_BYTES), ("float_list", "FloatList", _FIELD.TYPE_FLOAT),

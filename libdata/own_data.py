@@ -9,6 +9,8 @@ another, and uint8 of shape (N, H, W) is images of one channel. All other shapes
 
 from __future__ import annotations
 
+import libcli as cli
+
 import hashlib
 import io
 import os
@@ -23,9 +25,9 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from libdata import cli, safe_pickle
-from libdata.errors import InputError
 from libdata.import_paths import call, is_import_path, kind_of, load_callable
+from libstore import safe_pickle
+from libstore.errors import InputError
 
 KEYS = ("train_x", "train_y", "test_x", "test_y")
 _TEST_FOLDERS = ("test", "val")

@@ -1,7 +1,7 @@
 """Check TFDS's order of CIFAR against torchvision's by image content: python -m libdata.tfds_order cifar100 FOLDER.
 
 Feldman and Zhang's CIFAR ensembles count examples in the order of TensorFlow Datasets, which readers compute
-(libdata.fz.tfds_order); this is for those who have a copy. FOLDER is a data set that TFDS prepared
+(libstore.fz.tfds_order); this is for those who have a copy. FOLDER is a data set that TFDS prepared
 (cifar100-train.tfrecord-00000-of-00001 and -test), torchvision's copy is read from data_dir. Says where the computed
 order differs from the copy's, and writes the latter as tfds_order.npz into the ensemble's directory under
 fz_model_dir, where every reader of the ensemble takes it instead.
@@ -9,7 +9,7 @@ fz_model_dir, where every reader of the ensemble takes it instead.
 
 from __future__ import annotations
 
-import libdata.cli as cli
+import libcli as cli
 
 import io
 from collections import defaultdict
@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from libdata import safe_pickle
-from libdata.config import load_config
 from libdata.datasets import load_dataset
-from libdata.errors import InputError
-from libdata.fz import TFDS_ORDER, ensemble_root, tfds_order
 from libdata.indexed_tfrecords import decode_example, read_records
-from libdata.store import Output, arrays_bytes, exclusive, file_sha256, provenance
+from libstore import safe_pickle
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.fz import TFDS_ORDER, ensemble_root, tfds_order
+from libstore.store import Output, arrays_bytes, exclusive, file_sha256, provenance
 
 
 def match_images(
@@ -102,7 +102,7 @@ def read_cifar_memorization(path: Path, labels: np.ndarray, order: dict[str, np.
     Args:
         path: The file, with `tr_mem` and `tr_labels`.
         labels: Classes of the training split in torchvision's order, shape (N,).
-        order: The map that `libdata.fz.read_tfds_order` returns; without one TFDS's order is computed.
+        order: The map that `libstore.fz.read_tfds_order` returns; without one TFDS's order is computed.
 
     Returns:
         Memorization of each training example, float64 (N,).

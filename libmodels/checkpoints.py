@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from libdata.datasets import Dataset
-from libdata.errors import InputError
 from libmodels import ARCHITECTURES, build_model
+from libstore.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from libdata.errors import InputError
+from libstore.errors import InputError
 
 
 def resolve_device(name: str, *, deterministic: bool = False) -> torch.device:

@@ -6,6 +6,8 @@ of its own; what is written needs no TensorFlow. Beside DST lies a JSON sidecar 
 
 from __future__ import annotations
 
+import libcli as cli
+
 import json
 import os
 import subprocess
@@ -20,11 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from libdata import cli
-from libdata.errors import InputError
-from libdata.store import Output, exclusive, file_sha256, provenance
 from libmodels import ARCHITECTURES
 from libmodels.checkpoints import ModelSpec, load_model, model_bytes
+from libstore.errors import InputError
+from libstore.store import Output, exclusive, file_sha256, provenance
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # Attributes that the Sonnet modules spell without a leading underscore.

@@ -1,9 +1,11 @@
 """Exit with 0 if this Python is 3.11, 3.12 or 3.13 and has every package of requirements.txt at its version.
 
+It must have the project itself, too (pip install --no-deps -e .): where only that is missing, exit with NOT_INSTALLED.
 With --venv, for the .venv of set-up: every package of requirements.lock, whole and where it was installed. Exit with
 LACKING if installing them mends it, with another status if it has to be made again. The tests run on Python 3.11.
 """
 
+import importlib.util
 import os
 import re
 import sys
@@ -11,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LACKING = 4
+LACKING, NOT_INSTALLED = 4, 5
 
 
 def unsupported():
@@ -67,6 +69,12 @@ def broken() -> "list[str]":
     return []
 
 
+def installed() -> "str | None":
+    """Return the folder that this Python imports the project from, None if it does not know it."""
+    found = importlib.util.find_spec("libstore")
+    return str(Path(found.origin).resolve().parent.parent) if found and found.origin else None
+
+
 def main() -> int:
     """Print what is wrong and return the exit status."""
     venv = sys.argv[1:] == ["--venv"]
@@ -78,6 +86,10 @@ def main() -> int:
                 import pip  # noqa: F401
         except ImportError:
             problems, status = ["pip is missing"], 1
+    if not problems and installed() != str(ROOT):
+        where = installed()
+        problems = [f"the project is installed from {where}" if where else "the project is not installed"]
+        status = 1 if where and not venv else NOT_INSTALLED
     print("\n".join(problems) or "the environment meets the requirements", file=sys.stderr)
     return status if problems else 0
 

@@ -12,7 +12,7 @@ refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_di
 refuse_flags 'is not for these models, which are trained on all examples' subset_dir
 # subsets CONFIG: the folder of make_memorization_subsets.py's subsets, from the top of the repository if it is below that.
 subsets() {
-    code='import sys; from libdata import cli, config; top = config.DEFAULT_CONFIG.parent'
+    code='import sys; import libcli as cli; from libstore import config; top = config.DEFAULT_CONFIG.parent'
     code="$code; path = lambda: config.load_config(sys.argv.pop() or config.DEFAULT_CONFIG).private_model_dir / 'subsets'"
     code="$code; short = lambda path: path.relative_to(top) if path.is_relative_to(top) else path"
     code="$code; sys.argv[0] = '$(basename -- "$0" .sh)'; cli.run(lambda: print(short(path())))"

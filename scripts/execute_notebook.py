@@ -7,6 +7,8 @@ Parameters are written into the notebook's parameters cell, so that what the cel
 
 from __future__ import annotations
 
+import libcli as cli
+
 import asyncio
 import os
 import signal
@@ -17,19 +19,16 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from libdata import cli
-from libdata.config import DEFAULT_CONFIG
-from libdata.errors import InputError
-from libdata.notebooks import drop_injected, set_parameters
-from libdata.store import write_atomic
+from libplots.notebooks import drop_injected, set_parameters
+from libstore.config import DEFAULT_CONFIG
+from libstore.errors import InputError
+from libstore.store import write_atomic
 
 ROOT = DEFAULT_CONFIG.parent
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
-    """Read the command line; `given` is what libdata.notebooks.set_parameters takes."""
+    """Read the command line; `given` is what libplots.notebooks.set_parameters takes."""
     parser = cli.Parser(__doc__)
     own = "the notebook's own"
     parser.set_defaults(config=own)

@@ -12,27 +12,23 @@ JSON sidecar. Takes seconds.
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import libdata.cli as cli
 
 import numpy as np
 
-from libdata.comparable import kept
-from libdata.config import load_config
 from libdata.datasets import DATASETS, dataset_size
-from libdata.errors import InputError
-from libdata.fz import ensemble_root, read_run, run_dir
-from libdata.index import index_digest, load_array
-from libdata.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
-from libdata.store import Output, array_bytes, exclusive, provenance
 from libmodels import ARCHITECTURES
 from libscores.link3 import draw_subset, top_k
 from libscores.memorization import memorization
+from libstore.comparable import kept
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.fz import ensemble_root, read_run, run_dir
+from libstore.index import index_digest, load_array
+from libstore.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
+from libstore.store import Output, array_bytes, exclusive, provenance
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

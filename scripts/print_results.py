@@ -1,14 +1,12 @@
 """Print the statistics that the notebooks saved, a row each: python scripts/print_results.py FIGURE_DIR."""
 
+import libcli as cli
+
 import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import libdata.cli as cli
-
-from libdata.errors import InputError
+from libstore.errors import InputError
 
 
 def main() -> None:

@@ -16,9 +16,18 @@ case $#:${1:-} in
     *) refuse "$1: no such argument; see --help" ;;
 esac
 
-if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python "$root/scripts/check_environment.py" 2>/dev/null; then
-    command -v python
-    exit 0
+# install_project PYTHON: make the lib* packages of this clone importable.
+install_project() { "$1" -m pip install --disable-pip-version-check --quiet --no-deps -e "$root" >&2; }
+
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    status=0
+    python "$root/scripts/check_environment.py" 2>/dev/null || status=$?
+    if [ "$status" = 5 ]; then
+        note "installing the project into the active environment"
+        status=0
+        install_project python || status=$?
+    fi
+    [ "$status" != 0 ] || { command -v python; exit 0; }
 fi
 
 find_python() {
@@ -35,13 +44,14 @@ find_python() {
     exit 1
 }
 
-# look: set $state to whole, lacking (packages) or broken, and $why.
+# look: set $state to whole, lacking (packages), unlinked (lacking the project alone) or broken, and $why.
 look() {
     state=whole status=0
     why=$("$venv/bin/python" -I "$root/scripts/check_environment.py" --venv 2>&1) || status=$?
     case $status in
         0) [ "$(cat "$venv/lock.cksum" 2>/dev/null)" = "$wanted" ] || state=lacking why='requirements.lock is another' ;;
         4) state=lacking ;;
+        5) state=unlinked ;;
         *) state=broken ;;
     esac
     why=$(echo "$why" | tail -n 1)
@@ -78,7 +88,8 @@ fi
 make() { "$python" -m venv --clear "${place:-$venv}" >&2 || { note "$venv cannot be made: see above"; exit 1; }; }
 install() {
     rm -f "$venv/lock.cksum"
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/requirements.lock" >&2; then
+    if ! { "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/requirements.lock" >&2 &&
+        install_project "$venv/bin/python"; }; then
         note "the installation failed (its message is above). Check the network and the free disk space, then run"
         note "the same command again: what pip has downloaded is kept."
         exit 1
@@ -87,6 +98,10 @@ install() {
     look
 }
 size="about 8 GB with the CUDA build of PyTorch"
+if [ "$state" = unlinked ]; then
+    install_project "$venv/bin/python"
+    look
+fi
 if [ "$state" = lacking ]; then
     note "installing requirements.lock into .venv ($size)"
     install

@@ -47,7 +47,7 @@ job() {
 
 # folder: the sensitivity_dir of the configuration.
 folder() {
-    code='import sys; from libdata import cli, config'
+    code='import sys; import libcli as cli; from libstore import config'
     code="$code; cli.run(lambda: print(config.load_config(sys.argv[1]).sensitivity_dir))"
     "$python" -c "$code" "$config"
 }

@@ -15,27 +15,23 @@ Measured: about 9 minutes for the published settings on one CPU thread.
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 import time
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import libdata.cli as cli
 
 import torch
 
-from libdata.config import load_config
-from libdata.errors import InputError
-from libdata.index import index_digest
-from libdata.sensitivity_results import FORMAT
-from libdata.store import Output, exclusive, made_before, provenance
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import EpochLog, dp_settings, plan_privacy, seeds_of
-from libmodels.dp_training import DPTrainer, read_state, seeded_model, train_private
-from libmodels.gradient_norms import (
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.index import index_digest
+from libstore.sensitivity_results import FORMAT
+from libstore.store import Output, exclusive, made_before, provenance
+from libtrain.dp_options import EpochLog, dp_settings, plan_privacy, seeds_of
+from libtrain.dp_training import DPTrainer, read_state, seeded_model, train_private
+from libtrain.gradient_norms import (
     constant_columns,
     kept_checkpoints,
     load_study_and_points,

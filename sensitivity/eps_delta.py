@@ -12,19 +12,16 @@ data-independent epsilon. Measured: 410,000 rows in 3 s.
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import libdata.cli as cli
-
 import numpy as np
 
-from libdata import store
-from libdata.sensitivity_results import DISTANCE_UNITS, read_results, table_bytes
 from libscores.one_step import FORMAT, sum_rule_epsilon
+from libstore import store
+from libstore.sensitivity_results import DISTANCE_UNITS, read_results, table_bytes
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

@@ -12,26 +12,22 @@ sidecar: <sensitivity_dir>/compo_res/mean_rule<name>.csv, a row per point and st
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import libdata.cli as cli
 
 import numpy as np
 import pandas as pd
 import torch
 
-from libdata.config import load_config
-from libdata.errors import InputError
-from libdata.index import index_digest
-from libdata.store import Output, exclusive, provenance
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import dp_settings, seeds_of
-from libmodels.dp_training import DPTrainer, seeded_model
-from libmodels.gradient_norms import (
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.index import index_digest
+from libstore.store import Output, exclusive, provenance
+from libtrain.dp_options import dp_settings, seeds_of
+from libtrain.dp_training import DPTrainer, seeded_model
+from libtrain.gradient_norms import (
     kept_checkpoints,
     load_study_and_points,
     parse_run,
@@ -39,7 +35,7 @@ from libmodels.gradient_norms import (
     stage_shares,
     stage_steps,
 )
-from libmodels.mean_rule import FORMAT, measure_mean_rule
+from libtrain.mean_rule import FORMAT, measure_mean_rule
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

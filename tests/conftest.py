@@ -5,6 +5,8 @@ Real MNIST digits, a small ensemble trained by the shipped scripts, and what Ten
 
 from __future__ import annotations
 
+import libcli as cli
+
 import importlib
 import io
 import json
@@ -27,9 +29,8 @@ from released_files import ROOT, photo_files, write_cifar100, write_config, writ
 from script_cases import Trees, script_trees
 
 from build_fz_imagenet import build_imagenet
-from libdata import cli
-from libdata.store import exclusive
 from libscores.curvature import rademacher
+from libstore.store import exclusive
 
 
 def start_script(*args: object, **env: str) -> subprocess.Popen[str]:

@@ -81,7 +81,7 @@ def child(
     for number, name in ((1, out), (2, f"{out}.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.argv = [script, *argv]
-    from libdata import cli
+    import libcli as cli
 
     exec(prepare, {})
     passed = count_moments(at, signum, remove)

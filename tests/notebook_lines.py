@@ -12,7 +12,7 @@ import nbformat
 from IPython.display import display
 from released_files import ROOT
 
-from libdata.notebooks import set_parameters
+from libplots.notebooks import set_parameters
 from scripts import execute_notebook
 
 

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from torchvision import datasets as tv
 
-from libdata.config import DEFAULT_CONFIG
 from libdata.datasets import CIFAR_MD5
-from libdata.fz import run_dir
-from libdata.index import index_digest
-from libdata.scores import CURVATURE, fz_model_name, keep_index, score_path
-from libdata.store import Output, array_bytes, arrays_bytes, provenance
+from libstore.config import DEFAULT_CONFIG
+from libstore.fz import run_dir
+from libstore.index import index_digest
+from libstore.scores import CURVATURE, fz_model_name, keep_index, score_path
+from libstore.store import Output, array_bytes, arrays_bytes, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"

@@ -33,12 +33,12 @@ from released_files import (
 from torchvision import datasets as tv
 
 from build_fz_imagenet import build_imagenet
-from libdata import safe_pickle
 from libdata.datasets import IDX_SHA256
 from libdata.imagenet import read_imagenet_index, stream
 from libdata.indexed_tfrecords import encode_example, frame
-from libdata.store import arrays_bytes
 from libmodels.checkpoints import ModelSpec, model_bytes
+from libstore import safe_pickle
+from libstore.store import arrays_bytes
 
 KIND = ("--dataset", "cifar10", "--arch", "smallcnn")
 DP = (*KIND, "--data_subset", "40", "--batch_size", "20", "--epochs", "1", "--accountant", "rdp", "--save_every", "0")

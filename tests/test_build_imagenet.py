@@ -13,9 +13,9 @@ from released_files import SYNSETS, encoded, photo, photo_files, write_imagenet_
 
 from build_fz_imagenet import build_imagenet
 from libdata.build_tfrecords import clean_jpeg
-from libdata.errors import InputError
 from libdata.imagenet import decode_jpeg, read_imagenet_index, read_imagenet_memorization
 from libdata.indexed_tfrecords import decode_example, list_shards, read_records
+from libstore.errors import InputError
 
 TRAIN = [f"{synset}_{number}.JPEG" for number in (3, 1, 2) for synset in SYNSETS]
 VALIDATION = ["n02105855_77.JPEG", "n01440764_78.JPEG", "n01443537_79.JPEG"]

@@ -13,10 +13,10 @@ from conftest import run_script, tree, write_config
 from released_files import fake_cifar, know_cifar
 from torchvision import datasets as tv
 
-from libdata.errors import InputError
 from libdata.imagenet import content_digest
-from libdata.scored_ensemble import ScoredEnsemble
-from libdata.sensitivity_results import read_results
+from libstore.errors import InputError
+from libstore.scored_ensemble import ScoredEnsemble
+from libstore.sensitivity_results import read_results
 
 KIND = ("--dataset", "cifar10", "--arch", "smallcnn")
 TRAIN = ("train_fz_models.py", *KIND, "--subset", 40, "--epochs", 1)

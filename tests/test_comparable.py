@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from conftest import ENSEMBLE_FLAGS, TRAIN_FLAGS, run_script, write_config
 
-from libdata.comparable import RUNS, Kept, check_alike
-from libdata.errors import InputError
-from libdata.scored_ensemble import ScoredEnsemble, usable_runs
-from libdata.store import differences, provenance, read_sidecar
-from libmodels.fz_training import FZTraining
 from libscores import curvature
+from libstore.comparable import RUNS, Kept, check_alike
+from libstore.errors import InputError
+from libstore.scored_ensemble import ScoredEnsemble, usable_runs
+from libstore.store import differences, provenance, read_sidecar
+from libtrain.fz_training import FZTraining
 
 TRAIN = ("train_fz_models.py", *TRAIN_FLAGS, "--start_run", 3, "--stop_run", 4, "--overwrite")
 SCORE = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", 3, "--start_run", 3, "--stop_run", 4, "--overwrite")

@@ -12,9 +12,9 @@ import pytest
 from conftest import run_script
 from test_sensitivity_scripts import COMPO, CONCAT, EVAL, POINTS, RANK, SPLIT, result_table, run_ok, write_runs
 
-from libdata.errors import InputError
-from libdata.sensitivity_results import read_comparison, read_ranking, read_results, read_totals
-from libdata.store import Output, read_sidecar
+from libstore.errors import InputError
+from libstore.sensitivity_results import read_comparison, read_ranking, read_results, read_totals
+from libstore.store import Output, read_sidecar
 
 SINGLE = "sensitivity/eps_delta.py"
 TRAINING = {

@@ -13,10 +13,10 @@ from conftest import DATA, assert_refused, run_script, tree, write_config
 from torch.nn import functional as F
 
 from libdata.datasets import load_dataset
-from libdata.sensitivity_results import read_results
-from libdata.store import read_sidecar
 from libmodels.checkpoints import load_model, read_checkpoint
 from libscores.ranking import same_stages
+from libstore.sensitivity_results import read_results
+from libstore.store import read_sidecar
 
 SCRIPT = "sensitivity/compute_sensitivity.py"
 BATCH, EXAMPLES, EPOCHS, TOTAL, CLIP = 32, 200, 3, 19, 2.5
@@ -113,7 +113,7 @@ def test_runs_have_their_own_seed(study: Path) -> None:
 
 
 def test_one_stage_is_the_row_of_the_full_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("libmodels.dp_training.DPTrainer.take_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("libtrain.dp_training.DPTrainer.take_step", lambda *_: pytest.fail("trained again"))
     for stage, step in ((0.5, 10), (1, TOTAL)):
         compute(study, "--run", 1, "--points", 20, "--points-sample", 5, "--points-seed", 4, "--stage", stage)
         whole = pd.read_csv(results(study, 1))

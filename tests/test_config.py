@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_refused, run_script
 
-from libdata.config import DEFAULT_CONFIG, load_config
-from libdata.errors import InputError
+from libstore.config import DEFAULT_CONFIG, load_config
+from libstore.errors import InputError
 
 GOOD = json.loads(DEFAULT_CONFIG.read_text())
 
@@ -112,8 +112,8 @@ def test_no_home_directory_is_one_line() -> None:
     """As in a container that runs under a number without an account."""
     if os.geteuid():
         pytest.skip("only root becomes another user")
-    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from libdata import cli, config; os.setuid(54321)"
-    code += "; os.environ.pop('HOME', 0); cli.run(lambda: config.load_config(sys.argv[1]))"
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import libcli as cli; from libstore import config"
+    code += "; os.setuid(54321); os.environ.pop('HOME', 0); cli.run(lambda: config.load_config(sys.argv[1]))"
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path = write(Path(folder), GOOD | {"data_dir": "~/data"})

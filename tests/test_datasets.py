@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from released_files import fake_cifar, know_cifar
 from torchvision import datasets as tv
 
-from libdata import download, safe_pickle
+from libdata import download
 from libdata.datasets import CIFAR_MD5, DATASETS, IDX_SHA256, load_dataset
-from libdata.errors import InputError
-from libdata.index import index_digest, read_index
+from libstore import safe_pickle
+from libstore.errors import InputError
+from libstore.index import index_digest, read_index
 
 
 def test_mnist_equals_torchvision() -> None:

@@ -15,14 +15,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from libdata.datasets import load_dataset
-from libdata.errors import InputError
-from libdata.store import Output
 from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
-from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, read_state, seeded_model, train_private
-from libmodels.per_example import PerExampleGradients
-from libmodels.streams import seeded
-from libmodels.training import SGDSettings, train_sgd
 from libscores.accounting import calibrate_noise_multiplier
+from libstore.errors import InputError
+from libstore.store import Output
+from libtrain.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, read_state, seeded_model, train_private
+from libtrain.per_example import PerExampleGradients
+from libtrain.streams import seeded
+from libtrain.training import SGDSettings, train_sgd
 
 BASE = DPSettings(steps=6, batch_size=20, noise_multiplier=1.0, max_grad_norm=0.5, optimizer="sgd", lr=0.5, seed=3)
 SPEC = ModelSpec("smallcnn", 10, 1, "mnist", "standard", {"activation": "tanh"})

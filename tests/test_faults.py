@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import json
 import os
 import signal
@@ -20,12 +22,11 @@ from robustness import record
 from script_cases import CASES, Trees, files, snapshot
 from torch import nn
 
-from libdata import cli
 from libdata.datasets import load_dataset
-from libdata.store import load_scores, read_sidecar
 from libmodels.checkpoints import read_checkpoint
 from libmodels.devices import describe_device, resolve_device
-from libmodels.scoring import score_model
+from libscoring.scoring import score_model
+from libstore.store import load_scores, read_sidecar
 
 LONG = ("train", "private", "norms", "curvature", "private curvature", "ImageNet", "records", "unpacking")
 ON_DEVICE = ("train", "private", "norms", "curvature", "private curvature")
@@ -164,7 +165,7 @@ def test_the_state_of_other_settings_is_refused(trees: Trees, tmp_path: Path, mo
 def test_stages_already_trained_are_measured_after_a_stop(trees: Trees, tmp_path: Path) -> None:
     trees.begin("norms", tmp_path)
     script, argv = trees.line("norms", tmp_path)
-    stop = "import os, signal\nfrom libmodels import gradient_norms\nmeasure = gradient_norms.measure\n"
+    stop = "import os, signal\nfrom libtrain import gradient_norms\nmeasure = gradient_norms.measure\n"
     stop += "gradient_norms.measure = lambda *a: (os.kill(os.getpid(), signal.SIGTERM), measure(*a))[1]\n"
     ended = trees.server.run(script, argv, prepare=stop)
     line = last_line(ended)
@@ -312,7 +313,7 @@ def test_deterministic_sets_pytorchs_switches(monkeypatch: pytest.MonkeyPatch) -
 def test_logs_are_whole_lines_with_the_time_left(trees: Trees, tmp_path: Path, name: str) -> None:
     trees.begin(name, tmp_path)
     script, argv = trees.line(name, tmp_path)
-    ended = trees.server.run(script, argv, prepare="from libdata import cli\ncli.REPORT_EVERY = 0\n")
+    ended = trees.server.run(script, argv, prepare="import libcli as cli\ncli.REPORT_EVERY = 0\n")
     assert ended.status == 0, ended.errors
     assert "\r" not in ended.errors + ended.output
     reports = [line for line in ended.errors.splitlines() if " left" in line]

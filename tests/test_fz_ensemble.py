@@ -25,15 +25,15 @@ from conftest import (
 
 from calc_curv_fz_models import wanted_runs
 from libdata.datasets import load_dataset
-from libdata.errors import InputError
-from libdata.fz import list_runs, read_run, read_runs, run_dir
-from libdata.index import index_digest, load_array
-from libdata.scored_ensemble import ScoredEnsemble
-from libdata.scores import KINDS, index_path, score_path
-from libdata.store import load_scores, read_sidecar
 from libmodels.checkpoints import load_model
 from libscores.curvature import curvature
 from libscores.memorization import memorization
+from libstore.errors import InputError
+from libstore.fz import list_runs, read_run, read_runs, run_dir
+from libstore.index import index_digest, load_array
+from libstore.scored_ensemble import ScoredEnsemble
+from libstore.scores import KINDS, index_path, score_path
+from libstore.store import load_scores, read_sidecar
 
 
 def test_layout_holds_what_the_models_do(ensemble: Path) -> None:

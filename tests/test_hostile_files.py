@@ -25,9 +25,9 @@ from robustness import record
 from script_cases import Trees
 from torchvision import datasets as tv
 
-from libdata.errors import InputError
-from libdata.safe_pickle import load_npz
-from libdata.store import Output, array_bytes, arrays_bytes, exclusive, load_scores, write_atomic
+from libstore.errors import InputError
+from libstore.safe_pickle import load_npz
+from libstore.store import Output, array_bytes, arrays_bytes, exclusive, load_scores, write_atomic
 
 SCORE = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "1")
 SUBSETS = ("scripts/make_memorization_subsets.py", *ENSEMBLE_FLAGS)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from released_files import encoded, photo
 
-from libdata.errors import InputError
 from libdata.imagenet import decode_jpeg, preprocess, read_imagenet_index, stream
 from libdata.indexed_tfrecords import (
     decode_example,
@@ -23,6 +22,7 @@ from libdata.indexed_tfrecords import (
     read_images,
     read_records,
 )
+from libstore.errors import InputError
 
 
 def crc32c_bitwise(data: bytes) -> int:

@@ -17,7 +17,7 @@ from conftest import ROOT
 WORK = """
 import sys
 sys.path.insert(0, {root!r})
-import libdata.cli as cli
+import libcli as cli
 import pathlib, time
 
 def main():
@@ -33,7 +33,7 @@ cli.run(main)
 LOADING = """
 import sys
 sys.path.insert(0, {root!r})
-import libdata.cli as cli
+import libcli as cli
 import pathlib, time
 pathlib.Path(sys.argv[1]).touch()
 time.sleep(60)  # as a library that takes long to load
@@ -112,7 +112,7 @@ def test_every_script_is_ready_for_it_before_slow_libraries_load(path: Path) -> 
     imports = [
         line.split()[1].split(".")[0] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))
     ]
-    ready = path.read_text().splitlines().index("import libdata.cli as cli")
+    ready = path.read_text().splitlines().index("import libcli as cli")
     before = [line for line in path.read_text().splitlines()[:ready] if line.startswith(("import ", "from "))]
     assert "libdata" in imports and not SLOW & {line.split()[1].split(".")[0] for line in before}
 

@@ -21,7 +21,7 @@ from conftest import ROOT
 from robustness import record
 from script_cases import CASES, Case, Trees, files, snapshot
 
-from libdata.store import flatten
+from libstore.store import flatten
 
 TRANSIENT = ("state.pt", "state.json", "scores.npz", "scores.json")
 

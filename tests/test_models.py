@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from libdata.errors import InputError
 from libmodels import ARCHITECTURES, build_model
 from libmodels.checkpoints import ModelSpec, load_model, model_bytes
-from libmodels.training import predict
+from libstore.errors import InputError
+from libtrain.training import predict
 
 VARIANTS = [
     (name, {option: value})

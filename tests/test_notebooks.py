@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from notebook_lines import DEMO, README, STUDY_LINES, assigned, prepared, read, run_cells, tagged
 from released_files import write_config, write_scored_imagenet
 
-from libdata.config import load_config
-from libdata.errors import InputError
-from libdata.notebooks import set_parameters
+from libplots.notebooks import set_parameters
+from libstore.config import load_config
+from libstore.errors import InputError
 from scripts import execute_notebook
 
 STUDY = sorted((ROOT / "docs" / "mnist_study").glob("*.ipynb"))

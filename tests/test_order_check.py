@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from libdata.errors import InputError
-from libmodels.scoring import check_agreement
 from libscores.agreement import overlap
+from libscoring.scoring import check_agreement
+from libstore.errors import InputError
 
 
 def log_odds(rng: np.random.Generator, n: int, errors: int, spread: float = 3.0) -> np.ndarray:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from libdata.datasets import check_same_content, dataset_name, dataset_size, load_dataset
-from libdata.errors import InputError
 from libdata.import_paths import load_object
+from libstore.errors import InputError
 
 NOWHERE = Path("/nowhere")
 

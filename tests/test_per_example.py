@@ -11,7 +11,7 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 
 from libmodels import build_model
-from libmodels.per_example import PerExampleGradients
+from libtrain.per_example import PerExampleGradients
 
 NETWORKS = [
     ("lenet5", 32, 1, {}),
@@ -94,7 +94,7 @@ def test_small_blocks_of_patches_change_nothing(monkeypatch: pytest.MonkeyPatch)
     model = build_model("smallcnn", num_classes=10, in_channels=3)
     x, y = torch.randn(7, 3, 28, 28), torch.randint(10, (7,))
     whole = PerExampleGradients(model).norms(x, y)
-    monkeypatch.setattr("libmodels.per_example._PATCHES_CPU", 1)
+    monkeypatch.setattr("libtrain.per_example._PATCHES_CPU", 1)
     torch.testing.assert_close(PerExampleGradients(model).norms(x, y), whole, rtol=1e-6, atol=0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import json
 import shutil
 import subprocess
@@ -13,13 +15,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 
-from libdata import cli
-from libdata.errors import InputError
-from libdata.fz import read_run
-from libdata.index import load_array
-from libdata.private_models import add_model_choice, find_private_models, read_curvature, scored_models
-from libdata.scores import score_path
-from libdata.store import load_scores, read_sidecar
+from libstore.errors import InputError
+from libstore.fz import read_run
+from libstore.index import load_array
+from libstore.private_models import add_model_choice, find_private_models, read_curvature, scored_models
+from libstore.scores import score_path
+from libstore.store import load_scores, read_sidecar
 
 CHOICE = ("--dataset", "mnist", "--arch", "smallcnn")
 DP_FLAGS = (*CHOICE, "--data_subset", "200", "--batch_size", "32", "--epochs", "2", "--accountant", "rdp")
@@ -104,7 +105,7 @@ def test_memorization_against_epsilon(family: Path) -> None:
 
 
 def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("libmodels.dp_options.plan_privacy", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("libtrain.dp_options.plan_privacy", lambda *_: pytest.fail("calibrated again"))
     command = ("calc_curv_private_models.py", *CHOICE, "--n_probes", 2, "--seed", 1, "--config", family / "config.json")
     assert run_script(*command).stdout.count(": scored") == 2
     assert run_script(*command).stdout.count("skipped") == 2

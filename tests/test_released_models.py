@@ -15,12 +15,12 @@ from released_files import know_cifar
 
 import calc_curv_fz_imagenet_models
 import calc_curv_fz_models
-from libdata.errors import InputError
-from libdata.fz import read_run
 from libdata.imagenet import read_imagenet_index
-from libdata.store import load_scores, read_sidecar
-from libmodels import shard_scoring
 from libmodels.tf_checkpoint import TensorFlowReader, converted
+from libscoring import shard_scoring
+from libstore.errors import InputError
+from libstore.fz import read_run
+from libstore.store import load_scores, read_sidecar
 
 KINDS = ("curv_scores", "trace", "true_labels")
 NAME = "imagenet_resnet50_0.7_1"

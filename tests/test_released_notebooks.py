@@ -12,7 +12,7 @@ from notebook_lines import README, prepared, run_cells
 from released_files import cifar_sums, write_cifar100, write_scored_imagenet, write_scored_models
 from scipy import stats
 
-from libdata.store import arrays_bytes
+from libstore.store import arrays_bytes
 
 NAMED = "link1_cifar100_small_inception_0.7"
 

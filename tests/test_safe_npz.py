@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from libdata.errors import InputError
-from libdata.safe_pickle import load_npz
+from libstore.errors import InputError
+from libstore.safe_pickle import load_npz
 
 
 def write_member(path, array_header, payload):

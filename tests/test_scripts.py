@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import importlib
 import io
 import json
@@ -20,8 +22,7 @@ from conftest import ROOT, run_script, write_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from libdata import cli
-from libdata.results import ResultRow, save_results
+from libstore.results import ResultRow, save_results
 
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))

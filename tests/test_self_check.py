@@ -13,11 +13,11 @@ from conftest import run_script, write_config
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from libdata.errors import InputError
 from libmodels import ARCHITECTURES, Architecture
 from libmodels.checkpoints import ModelSpec
-from libmodels.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, seeded_model
-from libmodels.per_example import PerExampleGradients
+from libstore.errors import InputError
+from libtrain.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, seeded_model
+from libtrain.per_example import PerExampleGradients
 
 CLIP = 0.5
 
@@ -364,7 +364,7 @@ def test_another_batch_as_large_as_many_chunks(batch, monkeypatch) -> None:
     torch.manual_seed(1)
     model = tied()
     norms, total = one_by_one(model, *batch)
-    monkeypatch.setattr("libmodels.per_example._GRADIENTS_CPU", 5 * weights(model).numel())
+    monkeypatch.setattr("libtrain.per_example._GRADIENTS_CPU", 5 * weights(model).numel())
     gradients = PerExampleGradients(model)
     torch.testing.assert_close(gradients.norms(*batch), norms, rtol=1e-4, atol=1e-6)
     sums, losses, logits = gradients.clipped_sum(*batch, CLIP)

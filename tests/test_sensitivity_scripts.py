@@ -21,8 +21,8 @@ import pytest
 from conftest import assert_refused, run_script, tree
 from scipy import special
 
-from libdata.errors import InputError
-from libdata.sensitivity_results import read_ranking, read_results
+from libstore.errors import InputError
+from libstore.sensitivity_results import read_ranking, read_results
 
 COMPO = "renyi_per_instance_sum_compo.py"
 CONCAT, SPLIT = "sensitivity/res/res_concat.py", "sensitivity/res/res_splitter.py"

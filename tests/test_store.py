@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from libdata import store
-from libdata.errors import InputError
-from libdata.store import Output, array_bytes, exclusive, load_scores, write_atomic
+from libstore import store
+from libstore.errors import InputError
+from libstore.store import Output, array_bytes, exclusive, load_scores, write_atomic
 
 SETTINGS = {"h": 0.001, "model": {"name": "m", "seed": 3}}
 
@@ -94,7 +94,7 @@ def test_a_second_process_waits_for_the_first(tmp_path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from libdata.store import exclusive
+from libstore.store import exclusive
 with exclusive(Path({str(tmp_path)!r})):
     order = Path({str(tmp_path)!r}, "order")
     before = order.read_text() if order.exists() else ""

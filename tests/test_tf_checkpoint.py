@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import assert_refused, run_script
 
-from libdata.errors import InputError
-from libdata.store import read_sidecar
 from libmodels import tf_checkpoint
 from libmodels.checkpoints import load_model
 from libmodels.tf_checkpoint import TensorFlowReader, convert, converted, find_checkpoint, identify
+from libstore.errors import InputError
+from libstore.store import read_sidecar
 
 RUNS = {
     "small_inception": "small_inception",

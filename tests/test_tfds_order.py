@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libdata import tfds_order
-from libdata.errors import InputError
-from libdata.fz import ensemble_root, list_ratios, read_run, read_tfds_order
-from libdata.fz import tfds_order as computed_order
 from libdata.indexed_tfrecords import encode_example, frame
-from libdata.store import read_sidecar
 from libdata.tfds_order import match_images, read_cifar_memorization, read_tfds
+from libstore.errors import InputError
+from libstore.fz import ensemble_root, list_ratios, read_run, read_tfds_order
+from libstore.fz import tfds_order as computed_order
+from libstore.store import read_sidecar
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ import torch
 from conftest import DATA, ROOT, assert_refused, run_script, tree, write_config
 
 from libdata.datasets import load_dataset
-from libdata.fz import read_run
-from libdata.index import index_digest
-from libdata.scores import KINDS, score_path
-from libdata.store import load_scores, read_sidecar
 from libmodels.checkpoints import load_model, read_checkpoint
-from libmodels.training import example_losses, predict
 from libscores.accounting import spent_epsilon
 from libscores.curvature import curvature
+from libstore.fz import read_run
+from libstore.index import index_digest
+from libstore.scores import KINDS, score_path
+from libstore.store import load_scores, read_sidecar
+from libtrain.training import example_losses, predict
 
 KIND = ("--dataset", "mnist", "--arch", "smallcnn")
 FLAGS = (*KIND, "--data_subset", "300", "--batch_size", "32", "--epochs", "2")

@@ -11,20 +11,17 @@ for --points. Takes a second.
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import libdata.cli as cli
-
 import numpy as np
 
-from libdata import store
-from libdata.errors import InputError
-from libdata.sensitivity_results import TOTAL, read_totals, table_bytes
 from libscores.ranking import select_points
+from libstore import store
+from libstore.errors import InputError
+from libstore.sensitivity_results import TOTAL, read_totals, table_bytes
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

@@ -9,17 +9,14 @@ for bit, or whose settings differ, are refused. Takes a second per 100,000 rows.
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import libdata.cli as cli
-
-from libdata import store
-from libdata.result_rows import concatenate
-from libdata.sensitivity_results import read_results
+from libstore import store
+from libstore.result_rows import concatenate
+from libstore.sensitivity_results import read_results
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

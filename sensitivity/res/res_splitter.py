@@ -10,17 +10,14 @@ Runs that are identical bit for bit are refused. Measured: 1,000 points and 10 r
 
 from __future__ import annotations
 
-import sys
+import libcli as cli
+
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import libdata.cli as cli
-
-from libdata import store
-from libdata.result_rows import split
-from libdata.sensitivity_results import DISTANCE, read_results
+from libstore import store
+from libstore.result_rows import split
+from libstore.sensitivity_results import DISTANCE, read_results
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:

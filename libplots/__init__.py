@@ -1,0 +1,1 @@
+"""Figures that scripts and notebooks share."""

@@ -1,0 +1,1 @@
+"""What is kept: outputs with sidecars, locks, every name and place on disk, finders, tables."""

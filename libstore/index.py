@@ -1,0 +1,76 @@
+"""Which examples of a data set, in which order, and a digest of that."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from libstore import safe_pickle
+from libstore.errors import InputError
+from libstore.store import read_sidecar
+
+
+def index_digest(index: np.ndarray) -> str:
+    """Return the SHA-256 of an index, shape (N,), written as little-endian int64."""
+    return hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest()
+
+
+def read_index(subset: str, size: int) -> np.ndarray:
+    """Resolve a `--subset` argument to positions in torchvision's order.
+
+    Args:
+        subset: "all", a number N (the first N examples) or the path of an .npy file of positions.
+        size: Number of examples of the whole data set.
+
+    Returns:
+        Distinct positions, int64, shape (N,), in the order given.
+
+    Raises:
+        InputError: N or a position is out of range, a position is repeated, the file is unreadable.
+    """
+    if subset == "all":
+        return np.arange(size)
+    if subset.isdecimal():
+        if not 1 <= int(subset) <= size:
+            raise InputError(f"subset {subset}: the data set has {size} examples")
+        return np.arange(int(subset))
+    return check_index(load_array(subset), size, subset)
+
+
+def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
+    """Return an index as int64 after checking that it is one-dimensional, in range and without repeats."""
+    if index.ndim != 1 or index.size == 0 or not np.issubdtype(index.dtype, np.integer):
+        raise InputError(f"{source}: expected a non-empty 1-D integer array, found {index.dtype} {index.shape}")
+    outside = index[(index < 0) | (index >= size)]
+    if outside.size:
+        raise InputError(f"{source}: position {outside[0]} is outside the data set of {size} examples")
+    values, counts = np.unique(index, return_counts=True)
+    if values.size != index.size:
+        raise InputError(f"{source}: position {values[counts > 1][0]} is repeated")
+    return index.astype(np.int64)
+
+
+def check_index_content(path: str | Path, content_sha256: object) -> None:
+    """Refuse an index whose sidecar says that it was chosen on other data; one without a sidecar says nothing.
+
+    Args:
+        path: The .npy file of the index, or what else names a subset.
+        content_sha256: Digest of the data that it is used on.
+    """
+    sidecar = Path(path).with_suffix(".json")
+    if Path(path).suffix != ".npy" or not sidecar.exists():
+        return
+    there = read_sidecar(Path(path))["settings"].get("content_sha256")
+    if there not in (None, content_sha256):
+        raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
+
+
+def load_array(path: str | Path) -> np.ndarray:
+    """Read an .npy file without unpickling."""
+    try:
+        with open(path, "rb") as file:
+            return safe_pickle.load_npy(file, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the array: {error.strerror}") from error

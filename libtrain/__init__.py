@@ -1,0 +1,1 @@
+"""Training: ensembles, DP-SGD, per-example gradients and what is recorded on the way."""

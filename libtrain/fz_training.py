@@ -1,0 +1,119 @@
+"""One run of a Feldman-Zhang-layout ensemble: a random subset, a network trained on it, its results on all examples."""
+
+from __future__ import annotations
+
+import libcli as cli
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from libdata.datasets import Dataset
+from libmodels.checkpoints import ModelSpec, model_bytes
+from libmodels.devices import describe_device
+from libstore.errors import InputError
+from libstore.fz import FORMAT, RunArrays
+from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
+from libtrain.streams import INIT, SUBSET, seeded, stream_seed
+from libtrain.training import SGDSettings, predict, train_sgd
+
+
+@dataclass(frozen=True)
+class FZTraining:
+    """What the runs of an ensemble share.
+
+    Attributes:
+        data: The examples, of which every run trains on a share.
+        test: The test split.
+        spec: The network.
+        sgd: The optimiser's settings.
+        ratio: Share of the examples a run trains on, in (0, 1).
+        seed: Seed of the ensemble; (seed, run) decides a run.
+        device: Where to train.
+        save_every: Seconds between saved states of an unfinished run.
+    """
+
+    data: Dataset
+    test: Dataset
+    spec: ModelSpec
+    sgd: SGDSettings
+    ratio: float
+    seed: int
+    device: torch.device
+    save_every: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n_train < len(self.data):
+            raise InputError(
+                f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
+            )
+
+    @property
+    def n_train(self) -> int:
+        """Number of examples a run trains on."""
+        return round(self.ratio * len(self.data))
+
+    def train(
+        self,
+        run: int,
+        folder: Path,
+        *,
+        overwrite: bool,
+        on_epoch: Callable[[int], object] | None = None,
+        stopping: Callable[[], int] = lambda: 0,
+    ) -> RunArrays | None:
+        """Train one run and keep its checkpoint and arrays in `folder`; None if they were there already.
+
+        Args:
+            run: Number of the run.
+            folder: <root>/<ratio>/<run>.
+            overwrite: Replace results made with other settings.
+            on_epoch: Called with the number of finished epochs.
+            stopping: Returns the signal that asks to stop, else 0; asked after every epoch.
+
+        Raises:
+            Stopped: It was asked to stop; the unfinished state is saved.
+            InputError: The folder holds results of other settings, or training diverged.
+        """
+        settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": vars(self.sgd)}
+        settings |= {"data": self.data.identity(), "model": self.spec.describe()}
+        checkpoints = folder / "checkpoints"
+        weights = Output(checkpoints / "model.pt", settings, FORMAT)
+        arrays = Output(folder / "aux_arrays.npz", settings, FORMAT)
+        state = Output(checkpoints / "state.pt", settings, FORMAT)
+        with exclusive(folder), exclusive(checkpoints):
+            if weights.finished(overwrite=overwrite) and arrays.finished(overwrite=overwrite):
+                state.remove()
+                return None
+            if overwrite:
+                state.remove()
+            made_by, started = provenance(made_before(state.path), **describe_device(self.device)), time.monotonic()
+            rng = np.random.default_rng(stream_seed(self.seed, run, SUBSET))
+            chosen = rng.permutation(len(self.data))
+            rows = {"train": np.sort(chosen[: self.n_train]), "removed": np.sort(chosen[self.n_train :])}
+            with seeded(stream_seed(self.seed, run, INIT), torch.device("cpu")):
+                model = self.spec.build().to(self.device)
+            images, labels = self.data.images.to(self.device), self.data.labels.to(self.device)
+            if not train_sgd(
+                model, images[rows["train"]], labels[rows["train"]], self.sgd, seed=self.seed, run=run,
+                state=state, made_by=made_by, save_every=self.save_every, on_epoch=on_epoch, stopping=stopping,
+            ):  # fmt: skip
+                raise cli.Stopped(stopping(), f"{folder}: stopped and saved; run the same command again to go on")
+            correct, prob = predict(model, images, labels)
+            test_correct, test_prob = predict(model, self.test.images.to(self.device), self.test.labels.to(self.device))
+            result = RunArrays(
+                index={group: self.data.index[row] for group, row in rows.items()} | {"test": self.test.index},
+                correctness={group: correct[row] for group, row in rows.items()} | {"test": test_correct},
+                prob={group: prob[row] for group, row in rows.items()} | {"test": test_prob},
+                subsample_idx=self.data.index[rows["train"]],
+            )
+            made_by["seconds"] = round(time.monotonic() - started, 3)
+            content = model_bytes(model, self.spec)
+            weights.save(content, made_by)
+            arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+            state.remove()
+        return result

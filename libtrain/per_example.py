@@ -1,0 +1,313 @@
+"""Per-example gradient norms and clipped gradient sums, in the fastest of three ways that is right for a network.
+
+Ghost clipping (Goodfellow, arXiv 1510.01799; mixed form for convolutions: Bu et al., arXiv 2205.10683) finds each
+example's gradient norm from a layer's inputs and the gradients at its outputs. The clipped sum follows from the
+same two tensors (book-keeping: Bu et al., arXiv 2210.00038), so no second backward pass is needed. Where that is not
+the gradient (a weight used twice or outside of its layer, a layer without a formula), every example's gradient is
+computed whole: by `torch.func.vmap`, or where that cannot be, by one backward pass an example.
+"""
+
+from __future__ import annotations
+
+import libcli as cli
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from opacus.grad_sample import GradSampleModule
+from opacus.utils.tensor_utils import unfold2d
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call, grad, vmap
+
+from libstore.errors import InputError
+from libtrain.self_check import (
+    FAILURES,
+    Chunk,
+    FirstBatch,
+    Way,
+    check_parameters,
+    describe_layer,
+    first_line,
+    raise_for_cli,
+)
+
+# Squared norms of the examples' gradients, (B,), and a function from factors (B,) to the weighted gradient sums.
+_LayerGradients = tuple[Tensor, Callable[[Tensor], dict[Tensor, Tensor]]]
+
+# Numbers of a convolution's unfolded input in memory at once: what stays in a CPU's cache, or bounds a GPU's memory.
+_PATCHES_CPU, _PATCHES_GPU = 2**19, 2**27
+# Numbers of whole per-example gradients in memory at once.
+_GRADIENTS_CPU, _GRADIENTS_GPU = 2**24, 2**28
+
+
+class PerExampleGradients:
+    """Reads per-example gradients of the cross-entropy off a network that is otherwise left as it is.
+
+    In the layer-wise way `nn.Linear` on vectors and plain `nn.Conv2d` have formulas of their own; any other layer with
+    parameters goes through Opacus's per-sample gradient for its type. The first batch in every mode is compared with
+    autograd (`FirstBatch`), and the first way that agrees is taken; a line on stderr says so if it is a slower one.
+
+    Args:
+        model: A network whose examples do not mix (no BatchNorm in training mode).
+
+    Raises:
+        InputError: It has no parameter to train.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        check_parameters(model)
+        self.model = model
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._layers = [
+            layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))
+        ]
+        self._ways: dict[tuple[bool, ...], Way] = {}
+        self._said: set[str] = set()
+
+    def norms(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the L2 norm of each example's gradient over all parameters, shape (B,).
+
+        Args:
+            images: Inputs, shape (B, ...), B >= 1.
+            labels: Classes, int64, shape (B,).
+
+        Raises:
+            InputError: On the first batch: the network mixes examples, or no way gives its gradients.
+        """
+        return torch.cat([norms for norms, *_ in self._chunks(images, labels)])
+
+    def clipped_sum(
+        self, images: Tensor, labels: Tensor, max_grad_norm: float
+    ) -> tuple[dict[Tensor, Tensor], Tensor, Tensor]:
+        """Sum the gradients, each scaled by min(1, C / (its norm + 1e-6)) as Opacus does.
+
+        Args:
+            images: Inputs, shape (B, ...), B >= 1.
+            labels: Classes, int64, shape (B,).
+            max_grad_norm: Clipping norm C > 0.
+
+        Returns:
+            The sum per parameter, the losses (B,) and the logits (B, K).
+
+        Raises:
+            InputError: As `norms`.
+        """
+        total: dict[Tensor, Tensor] = {}
+        parts = []
+        for norms, weighted_sums, losses, logits in self._chunks(images, labels):
+            with torch.no_grad():
+                sums = weighted_sums((max_grad_norm / (norms + 1e-6)).clamp(max=1))
+                total = {p: total[p] + value if p in total else value for p, value in sums.items()}
+            parts.append((losses, logits))
+        losses, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        return {p: total[p] if p in total else torch.zeros_like(p) for p in self._parameters.values()}, losses, logits
+
+    def check(self, images: Tensor, labels: Tensor) -> FirstBatch:
+        """Choose the way for the network's present mode from a few examples.
+
+        Raises:
+            InputError: As `norms`.
+        """
+        first = FirstBatch(self.model, images, labels)
+        ways = (
+            ("by layers", self._by_layers, True),
+            ("by vmap", self._by_vmap, False),
+            ("singly", self._singly, False),
+        )
+        wrong: list[str] = []
+        for name, way, replays in ways:
+            problem = first.difference(way, replays=replays)
+            if problem is None:
+                if wrong and name not in self._said:
+                    cli.warn(f"per-example gradients {name}, which is slower than by layers: {wrong[0]}")
+                    self._said.add(name)
+                self._ways[self._mode()] = way
+                return first
+            wrong.append(problem)
+        raise InputError(f"{type(self.model).__name__}: no way to its per-example gradients: {wrong[-1]}")
+
+    def check_mode(self, images: Tensor, labels: Tensor) -> None:
+        """Check the network unless it was checked in the modes its layers are in; raises InputError as `norms`."""
+        if self._mode() not in self._ways:
+            self.check(images, labels)
+
+    def _name(self, layer: nn.Module) -> str:
+        return describe_layer(self.model, next(name for name, found in self.model.named_modules() if found is layer))
+
+    def _mode(self) -> tuple[bool, ...]:
+        return tuple(layer.training for layer in self.model.modules())
+
+    def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
+        self.check_mode(images, labels)
+        try:
+            yield from self._ways[self._mode()](images, labels)
+        except FAILURES as error:
+            raise_for_cli(error)
+            raise InputError(f"{type(self.model).__name__}: no per-example gradients: {first_line(error)}") from error
+
+    def _by_layers(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
+        for layer in self._layers:
+            if type(layer) not in GradSampleModule.GRAD_SAMPLERS or not {*layer._parameters} <= {"weight", "bias"}:
+                raise ValueError(f"{self._name(layer)} has no formula")
+        calls: list[tuple[nn.Module, Tensor, int, Tensor, GradientEdge]] = []
+
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls.append((layer, inputs[0].detach(), inputs[0]._version, output, get_gradient_edge(output)))
+
+        handles = [layer.register_forward_hook(record) for layer in self._layers]
+        try:
+            logits = self.model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if twice := [layer for layer, count in Counter(layer for layer, *_ in calls).items() if count > 1]:
+            raise ValueError(f"{self._name(twice[0])} is called more than once in a forward pass")
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        gradients = torch.autograd.grad(losses.sum(), [edge for *_, edge in calls], allow_unused=True)
+        layers = []
+        for (layer, inputs, version, output, _), gradient in zip(calls, gradients, strict=True):
+            if inputs._version != version or (gradient is None and output._version):
+                raise ValueError(f"an input or output of {self._name(layer)} is changed in place")
+            if gradient is not None:
+                try:
+                    layers.append(_formula(layer, inputs)(layer, inputs, gradient))
+                except FAILURES as error:
+                    raise_for_cli(error)
+                    raise ValueError(f"{self._name(layer)} has no formula: {first_line(error)}") from error
+
+        def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+            return {p: value for _, sums in layers for p, value in sums(factor).items()}
+
+        yield _norms(layers), weighted_sums, losses.detach(), logits.detach()
+
+    def _by_vmap(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
+        def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            logits = functional_call(self.model, parameters, (image[None],))
+            value = F.cross_entropy(logits, label[None])
+            return value, (value.detach(), logits[0].detach())
+
+        parameters = {name: p.detach() for name, p in self._parameters.items()}
+        samples = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
+        numbers = sum(p.numel() for p in parameters.values())
+        rows = max(1, (_GRADIENTS_CPU if images.device.type == "cpu" else _GRADIENTS_GPU) // numbers)
+        for x, y in zip(images.split(rows), labels.split(rows), strict=True):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                found, (losses, logits) = samples(parameters, x, y)
+            yield self._whole([found[name] for name in self._parameters], losses, logits)
+
+    def _singly(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
+        parameters = list(self._parameters.values())
+        for x, y in zip(images.split(1), labels.split(1), strict=True):
+            logits = self.model(x)
+            losses = F.cross_entropy(logits, y, reduction="none")
+            found = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+            gradients = [
+                torch.zeros_like(p)[None] if g is None else g[None] for p, g in zip(parameters, found, strict=True)
+            ]
+            yield self._whole(gradients, losses.detach(), logits.detach())
+
+    def _whole(self, gradients: list[Tensor], losses: Tensor, logits: Tensor) -> Chunk:
+        squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients])
+
+        def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+            pairs = zip(self._parameters.values(), gradients, strict=True)
+            return {p: torch.einsum("n,n...->...", factor, g) for p, g in pairs}
+
+        return squares.sum(0).sqrt(), weighted_sums, losses, logits
+
+
+def _norms(layers: list[_LayerGradients]) -> Tensor:
+    return torch.stack([squares for squares, _ in layers]).sum(0).sqrt()
+
+
+def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[Any, Tensor, Tensor], _LayerGradients]:
+    if all(p.requires_grad for p in layer.parameters()):
+        if type(layer) is nn.Linear and inputs.dim() == 2:
+            return _linear
+        if (
+            type(layer) is nn.Conv2d
+            and layer.groups == 1
+            and layer.padding_mode == "zeros"
+            and layer.dilation == (1, 1)
+            and isinstance(layer.padding, tuple)
+        ):
+            return _conv2d
+    return _any_layer
+
+
+@torch.no_grad()
+def _linear(layer: nn.Linear, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
+    squares = gradient.square().sum(1)
+    weight_squares = inputs.square().sum(1) * squares
+
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+        scaled = gradient * factor[:, None]
+        sums: dict[Tensor, Tensor] = {layer.weight: scaled.T @ inputs}
+        return sums if layer.bias is None else sums | {layer.bias: scaled.sum(0)}
+
+    return weight_squares if layer.bias is None else weight_squares + squares, weighted_sums
+
+
+@torch.no_grad()
+def _conv2d(layer: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
+    outer = gradient.flatten(2)  # (B, O, T)
+    maps, positions = outer.shape[1:]
+    values = layer.weight[0].numel()
+    rows = max(1, (_PATCHES_CPU if inputs.device.type == "cpu" else _PATCHES_GPU) // (positions * values))
+    parts = []
+    for x, b in zip(inputs.split(rows), outer.split(rows), strict=True):
+        patches = _patches(layer, x)  # (rows, T, P): P values under the kernel at T output positions
+        if positions * (values + maps) < values * maps:
+            gram = torch.bmm(patches, patches.transpose(1, 2)) * torch.bmm(b.transpose(1, 2), b)
+            parts.append(gram.sum((1, 2)).clamp(min=0))
+        else:
+            parts.append(torch.linalg.vector_norm(torch.bmm(b, patches), dim=(1, 2)).square())
+    squares = torch.cat(parts)
+    if layer.bias is not None:
+        squares = squares + outer.sum(2).square().sum(1)
+
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+        scaled = gradient * factor[:, None, None, None]
+        biases = None if layer.bias is None else [len(layer.bias)]
+        _, weight, bias = torch.ops.aten.convolution_backward(
+            scaled, inputs, layer.weight, biases, layer.stride, layer.padding, layer.dilation,
+            False, [0, 0], 1, [False, True, layer.bias is not None],
+        )  # fmt: skip
+        sums: dict[Tensor, Tensor] = {layer.weight: weight}
+        return sums if layer.bias is None else sums | {layer.bias: bias}
+
+    return squares, weighted_sums
+
+
+def _patches(layer: Any, images: Tensor) -> Tensor:
+    """Return the values under the kernel at every output position, shape (B, T, P), in any order of the P."""
+    if images.shape[1] == 1:  # channels last would leave runs of one kernel width to copy
+        return unfold2d(
+            images.contiguous(),
+            kernel_size=layer.kernel_size,
+            padding=layer.padding,
+            stride=layer.stride,
+            dilation=layer.dilation,
+        ).transpose(1, 2)
+    (up, left), (down, right) = layer.padding, layer.stride
+    padded = F.pad(images, (left, left, up, up)).permute(0, 2, 3, 1).contiguous()
+    windows = padded.unfold(1, layer.kernel_size[0], down).unfold(2, layer.kernel_size[1], right)
+    return windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
+
+
+@torch.no_grad()
+def _any_layer(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
+    # Opacus unfolds a convolution's input as if it were contiguous, whatever its layout.
+    samples = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs.contiguous()], gradient.contiguous())
+    squares = sum(sample.flatten(1).square().sum(1) for sample in samples.values())
+
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+        return {p: torch.einsum("n,n...->...", factor, sample) for p, sample in samples.items()}
+
+    return squares, weighted_sums

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from libdata.choice import NORMALIZATIONS
 from libdata.own_data import OwnData, content_digest, form_of, moments, own_name, own_size, read_own
 from libstore import safe_pickle
 from libstore.errors import InputError
@@ -202,7 +203,6 @@ DATASETS = {
         CIFAR_MD5[_CIFAR100],
     ),
 }
-NORMALIZATIONS = ("unit", "standard")
 
 
 def dataset_name(name: str, override: str | None = None) -> str:

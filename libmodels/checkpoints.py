@@ -6,7 +6,7 @@ import io
 import pickle
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from libdata.datasets import Dataset
 from libmodels import ARCHITECTURES, build_model
+from libmodels.networks import Network, check_output
 from libstore.errors import InputError
 
 
@@ -23,12 +24,18 @@ class ModelSpec:
     """What is needed to build a network again and to feed it.
 
     Attributes:
-        arch: A key of `ARCHITECTURES`.
-        options: The architecture's options, all of them.
+        arch: Name of the network on disk.
         num_classes: Number of logits.
-        in_channels: Channels of the input.
+        in_channels: Channels of an image, columns of a table.
         dataset: Name of the data set it was trained on.
-        normalization: How that data set's pixels were normalised.
+        normalization: How that data set's inputs were normalised.
+        options: The network's options.
+        image_size: Height and width that images were resized to, None for their own.
+        tokens: Whether the inputs are token ids.
+        input_shape: Shape of one input; empty where an old checkpoint does not say.
+        built_in: Key of `ARCHITECTURES`, None for a network from outside.
+        source: Digest of the code of a network from outside.
+        network: A network from outside, which is never taken from a file but from who asks for it.
     """
 
     arch: str
@@ -36,31 +43,54 @@ class ModelSpec:
     in_channels: int
     dataset: str
     normalization: str
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    tokens: bool = False
+    input_shape: tuple[int, ...] = ()
+    built_in: str | None = None
+    source: str | None = None
+    network: Network | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.built_in is None and self.source is None and self.arch in ARCHITECTURES:
+            object.__setattr__(self, "built_in", self.arch)
+        if self.built_in and self.image_size is None:
+            object.__setattr__(self, "image_size", ARCHITECTURES[self.built_in].image_size)
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
 
     @staticmethod
-    def for_dataset(arch: str, data: Dataset, **options: str) -> ModelSpec:
-        """Describe a network for a data set; options not given take the architecture's default."""
-        known = ARCHITECTURES[arch].options
-        chosen = {name: values[0] for name, values in known.items()}
-        for name, value in options.items():
-            if value not in known.get(name, ()):
-                raise InputError(f"--{name} {value}: architecture {arch!r} has no such option")
-            chosen[name] = value
-        return ModelSpec(arch, data.num_classes, data.in_channels, data.name, data.normalization, chosen)
-
-    @property
-    def image_size(self) -> int | None:
-        """Height and width of the inputs, None for the data set's own."""
-        return ARCHITECTURES[self.arch].image_size
+    def for_dataset(network: Network, data: Dataset, image_size: int | None = None) -> ModelSpec:
+        """Describe a network for a data set; `image_size` is what its images were resized to."""
+        return ModelSpec(
+            network.name, data.num_classes, data.in_channels, data.name, data.normalization, dict(network.options),
+            image_size, not data.images.is_floating_point(), tuple(data.images.shape[1:]), network.built_in,
+            network.source, network,
+        )  # fmt: skip
 
     def build(self) -> nn.Module:
-        """Return a freshly initialised network."""
-        return build_model(self.arch, num_classes=self.num_classes, in_channels=self.in_channels, **self.options)
+        """Return a freshly initialised network, its lazy layers made.
+
+        Raises:
+            InputError: The network is from outside and not at hand, cannot be built, or has other outputs.
+        """
+        if self.built_in:
+            return build_model(
+                self.built_in, num_classes=self.num_classes, in_channels=self.in_channels, **self.options
+            )
+        if self.network is None:
+            raise InputError(
+                f"{self.arch} is not built in; name it with --arch package.module:callable or file.py:callable"
+            )
+        model = self.network.build(self.num_classes, self.in_channels)
+        if self.input_shape:
+            kind = torch.int64 if self.tokens else torch.float32
+            check_output(model, torch.zeros(2, *self.input_shape, dtype=kind), self.num_classes, self.network.text)
+        return model
 
     def describe(self) -> dict[str, Any]:
         """Return the description as plain values, for a sidecar."""
-        return asdict(self)
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "network"}
+        return plain | {"input_shape": list(self.input_shape)}
 
 
 def to_bytes(content: dict[str, Any]) -> bytes:
@@ -106,17 +136,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
+def load_model(path: Path, network: Network | None = None) -> tuple[nn.Module, ModelSpec]:
     """Build the network a checkpoint describes and load its weights, in evaluation mode.
 
+    Args:
+        path: The checkpoint.
+        network: What builds a network from outside; a file never says what code to import.
+
     Raises:
-        InputError: The file is missing, damaged, holds code, its weights do not fit its description, or one of
-            them is not finite.
+        InputError: The file is missing, damaged, holds code, is of another network or of an earlier version of its
+            code, its weights do not fit its description, or one of them is not finite.
     """
     content = read_checkpoint(path)
     try:
         spec, weights = ModelSpec(**content["spec"]), content["state_dict"]
-        with torch.device("meta"):  # takes no memory, whatever sizes the file announces
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: the weights do not fit their description: {error}") from error
+    if network and not spec.built_in:
+        if network.source != spec.source:
+            raise InputError(
+                f"{path}: {network.text} is not the code that it was trained with (digest {network.source}, "
+                f"{spec.source} then); train again, or bring that code back"
+            )
+        spec = replace(spec, network=network)
+    try:
+        with torch.device("meta" if spec.built_in else "cpu"):  # meta: no memory, whatever sizes the file announces
             expected = {name: value.shape for name, value in spec.build().state_dict().items()}
         for name in sorted({*expected, *weights}):
             if name not in weights or weights[name].shape != expected.get(name):

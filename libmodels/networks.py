@@ -8,10 +8,11 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 from libdata.import_paths import call, is_import_path, kind_of, load_callable
 from libmodels import ARCHITECTURES
@@ -46,6 +47,7 @@ class Network:
         image_size: Height and width that images are resized to, None for any.
         source: Digest of the code of a network that is not built in, None for a built-in one.
         text: What the user named it by, for messages.
+        built_in: Its key in the built-in table, None for a network from outside.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Network:
     image_size: int | None = None
     source: str | None = None
     text: str = ""
+    built_in: str | None = None
 
     def build(self, num_classes: int, in_channels: int) -> nn.Module:
         """Return a freshly initialised network, drawn from the global generator.
@@ -62,8 +65,10 @@ class Network:
             InputError: The callable raises or returns something that is not a module.
         """
         arguments = dict(self.options) | {"num_classes": num_classes}
-        if "in_channels" in _parameters(self.callable):
+        if self.built_in or "in_channels" in _parameters(self.callable):
             arguments["in_channels"] = in_channels
+        from torch import nn
+
         model = call(self.callable, self.text or self.name, **arguments)
         if not isinstance(model, nn.Module):
             raise InputError(
@@ -72,20 +77,28 @@ class Network:
         return model
 
 
-def find_network(choice: NetworkChoice) -> Network:
+def find_network(
+    choice: NetworkChoice, options: Mapping[str, Option] | None = None, *, private: bool = False
+) -> Network:
     """Return the network that a user's choice names.
+
+    Args:
+        choice: The choice.
+        options: Options beside those of the choice.
+        private: The network is for private training, which has defaults of its own.
 
     Raises:
         InputError: The name is unknown, the import path leads nowhere, or an option is unknown.
     """
-    options = parse_options(choice.arch_options)
+    chosen = parse_options(choice.arch_options) | dict(options or {})
     if choice.arch in ARCHITECTURES:
-        return built_in(choice.arch, options, choice.arch_name)
+        defaults = ARCHITECTURES[choice.arch].private if private else {}
+        return built_in(choice.arch, {**defaults, **chosen}, choice.arch_name)
     if not is_import_path(choice.arch):
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"--arch {choice.arch}: unknown; known: {known}, or an import path such as my_nets.py:build")
     function, name = load_callable(choice.arch)
-    return Network(choice.arch_name or name, function, options, None, source_digest(function), choice.arch)
+    return Network(choice.arch_name or name, function, chosen, None, source_digest(function), choice.arch)
 
 
 def built_in(name: str, options: Mapping[str, Option] | None = None, name_on_disk: str | None = None) -> Network:
@@ -104,7 +117,7 @@ def built_in(name: str, options: Mapping[str, Option] | None = None, name_on_dis
         if value not in row.options[key]:
             raise InputError(f"{name}: {key}={value} is unknown; known: {', '.join(row.options[key])}")
         chosen[key] = value
-    return Network(name_on_disk or name, row.build, chosen, row.image_size, None, name)
+    return Network(name_on_disk or name, row.build, chosen, row.image_size, None, name, name)
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Option]:
@@ -177,17 +190,19 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return {}
 
 
-@torch.no_grad()
 def check_output(model: nn.Module, inputs: torch.Tensor, num_classes: int, name: str) -> None:
     """Refuse a network whose output for a batch is not one row of `num_classes` logits for each example.
 
     Raises:
         InputError: It is not, or the network fails on the batch.
     """
+    import torch
+
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        output = model(inputs)
+        with torch.no_grad():
+            output = model(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name}: fails on a batch of shape {tuple(inputs.shape)}: {reason}") from error

@@ -1,0 +1,34 @@
+"""What a user says of the data; light, so that --help and refusals need no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from libstore.settings import Settings, setting
+
+BUILT_IN = ("mnist", "fashionmnist", "cifar10", "cifar100")
+NORMALIZATIONS = ("unit", "standard")
+
+
+@dataclass(frozen=True)
+class DataChoice(Settings):
+    """Which data set, and how its inputs are taken."""
+
+    dataset: str = setting(
+        "mnist",
+        f"data set: {', '.join(BUILT_IN)}, an .npz file, a folder of class folders, or package.module:function or "
+        "path/to/file.py:function",
+        metavar="DATA",
+    )
+    dataset_name: str | None = setting(
+        None, "name of own data on disk (default: the file's or function's)", metavar="NAME"
+    )
+    image_size: int | None = setting(
+        None, "height and width that images are resized to (default: their own)", at_least=1
+    )
+    tokens: bool = setting(False, "inputs are token ids, not pixels")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what `libdata.datasets.load_dataset` takes beside name, split and folder."""
+        return {"image_size": self.image_size, "tokens": self.tokens, "name_on_disk": self.dataset_name}

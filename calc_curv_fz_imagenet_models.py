@@ -9,14 +9,15 @@ not on disk are named and left out.
 
 Inputs: <fz_model_dir>/imagenet-resnet50/<ratio>/<run>/ as downloaded, the TFRecords of
 build_fz_imagenet/build_imagenet.py under tfrecord_dir, imagenet_index.npz. Outputs, per model:
-<score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> = imagenet_resnet50_<ratio>_<run>,
-by Feldman and Zhang's index. A model costs 1.28 M images x (2 + n_probes) forward passes and 1 + n_probes backward
+<fz_precomputed_score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> =
+imagenet_resnet50_<ratio>_<run>, by Feldman and Zhang's index. A model costs 1.28 M images x (2 + n_probes) forward passes and 1 + n_probes backward
 passes; measured: 2.1 s for an image with ten probes on one CPU thread.
 """
 
 from __future__ import annotations
 
 import libcli as cli
+from libcli.choices import add_scoring, read_scoring
 
 import argparse
 import re
@@ -25,8 +26,8 @@ from collections.abc import Sequence
 from libdata.imagenet import read_imagenet_index
 from libdata.indexed_tfrecords import list_shards
 from libmodels.devices import resolve_device
+from libmodels.networks import built_in
 from libmodels.tf_checkpoint import TensorFlowReader, open_run
-from libscoring.scoring import add_scoring_options
 from libscoring.shard_scoring import score_shards
 from libstore.config import load_config
 from libstore.errors import InputError
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     cli.add_workers(parser)
     cli.add_keep_converted(parser)
-    add_scoring_options(parser)
-    parser.set_defaults(batch_size=32)
+    add_scoring(parser, batch_size=32)
     args = parser.parse_args(argv)
     if args.stop_idx < args.start_idx:
         raise InputError(f"--stop_idx {args.stop_idx} is before --start_idx {args.start_idx}")
@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     first, last = args.shards or (0, len(files) - 1)
     if last >= len(files):
         raise InputError(f"--shards {first}-{last}: there are {len(files)} files, 0-{len(files) - 1}")
-    root = ensemble_root(config.fz_model_dir, "imagenet", ARCH)
+    root, network = ensemble_root(config.fz_models("imagenet"), "imagenet", ARCH), built_in(ARCH)
+    scoring = read_scoring(args, config.fz_score_dir("imagenet"), device)
     found = False
     with TensorFlowReader() as reader:
         for run in range(args.start_idx, args.stop_idx + 1):
@@ -80,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = True
             recorded = read_run(folder, len(order)).recorded(order.index)
             cache = config.converted_dir / f"{name}.pt"
-            model = open_run(folder, "imagenet", ARCH, reader, cache, keep=args.keep_converted)
+            model = open_run(folder, "imagenet", network, reader, cache, keep=args.keep_converted)
             selected = range(first, last + 1)
             done = score_shards(
-                config.score_dir, name, model.load, model.identity, files, selected, order, recorded, args, device
+                scoring, name, model.load, model.identity, files, selected, order, recorded, args.workers
             )
             print(f"{name}: {done}", flush=True)
     if not found:

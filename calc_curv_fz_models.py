@@ -11,7 +11,8 @@ train_fz_models.py without flags trains on MNIST, so give both the same --datase
 
 Inputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/ (or a released download under its own name, such as
 cifar100-inception) and the data set under data_dir. Outputs, per model:
-<score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> = <dataset>_<arch>_<ratio>_<run>.
+<fz_precomputed_score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> =
+<dataset>_<arch>_<ratio>_<run>; with --scores other columns, <column>_<model>.npy.
 Models that are scored already are skipped. Measured on one CPU thread: about 1 s per model for the
 small CNN and 2,000 digits; 0.12 s per example for SmallInception.
 """
@@ -19,15 +20,15 @@ small CNN and 2,000 digits; 0.12 s per example for SmallInception.
 from __future__ import annotations
 
 import libcli as cli
+from libcli.choices import add_choices, add_scoring, read_data, read_network, read_scoring
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from libdata.datasets import DATASETS, Dataset, check_same_content, dataset_size, load_dataset
-from libmodels import ARCHITECTURES
+from libdata.datasets import Dataset, check_same_content, dataset_name, dataset_size, load_dataset
 from libmodels.devices import resolve_device
 from libmodels.tf_checkpoint import TensorFlowReader, open_run
-from libscoring.scoring import add_scoring_options, score_model
+from libscoring.scoring import score_model
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import ensemble_root, list_ratios, read_runs, run_dir
@@ -61,38 +62,41 @@ def wanted_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[tu
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the models of a range of runs."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--dataset", choices=DATASETS, default="cifar100", help="data set")
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="small_inception", help="architecture")
+    add_choices(parser, dataset="cifar100", arch="small_inception")
     parser.add_argument(
         "--ratio", default="0.7", help="share of the examples each run trained on: the folder's name, or all"
     )
     cli.add_run_range(parser, stop=None)
     cli.add_keep_converted(parser)
-    add_scoring_options(parser)
+    add_scoring(parser)
     args = parser.parse_args(argv)
 
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
-    root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
+    choice, network = read_data(args), read_network(args)
+    dataset = dataset_name(choice.dataset, choice.dataset_name)
+    scoring = read_scoring(args, config.fz_score_dir(dataset), device)
+    root = ensemble_root(config.fz_models(dataset), dataset, network.name)
     data: Dataset | None = None
     with TensorFlowReader() as reader:
-        size = dataset_size(args.dataset, "train", config.data_dir)
+        size = dataset_size(choice.dataset, "train", config.data_dir)
         for ratio, runs in wanted_runs(root, args.ratio, args.start_run, args.stop_run):
             for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
-                name, folder = fz_model_name(args.dataset, args.arch, ratio, run), run_dir(root, ratio, run)
+                name, folder = fz_model_name(dataset, network.name, ratio, run), run_dir(root, ratio, run)
                 cache = config.converted_dir / f"{name}.pt"
-                model = open_run(folder, args.dataset, args.arch, reader, cache, keep=args.keep_converted)
+                model = open_run(folder, dataset, network, reader, cache, keep=args.keep_converted)
                 wanted = (model.normalization, index_digest(arrays.examples))
                 if data is None or (data.normalization, index_digest(data.index)) != wanted:
                     data = load_dataset(
-                        args.dataset, "train", config.data_dir,
-                        index=arrays.examples, normalization=model.normalization, image_size=model.image_size,
+                        choice.dataset, "train", config.data_dir, index=arrays.examples,
+                        normalization=model.normalization, image_size=model.image_size, tokens=model.tokens,
+                        name_on_disk=choice.dataset_name,
                     )  # fmt: skip
                 if (folder / "aux_arrays.json").exists():
                     kept = read_sidecar(folder / "aux_arrays.npz")["settings"]
                     check_same_content(data, kept.get("data", {}), folder)
                 recorded = arrays.recorded(data.index)
-                new = score_model(config.score_dir, name, model.load, model.identity, data, args, device, recorded)
+                new = score_model(scoring, name, model.load, model.identity, data, recorded)
                 print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)
 
 

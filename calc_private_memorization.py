@@ -15,23 +15,21 @@ results_link3_<dataset>_<arch>.json. Takes seconds.
 from __future__ import annotations
 
 import libcli as cli
+from libcli.choices import add_private_models, read_private_models
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from libdata.datasets import DATASETS, dataset_size
-from libmodels import ARCHITECTURES
+from libdata.datasets import dataset_size
 from libplots.figures import memorization_against_epsilon
 from libscores.link3 import FORMAT, private_memorization, pure_bound, total_variation_bound
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import check_index, check_index_content, index_digest, load_array
 from libstore.private_models import (
-    add_model_choice,
     check_comparable,
-    find_private_models,
     is_private_model,
     memberships,
 )
@@ -42,16 +40,17 @@ from libstore.store import Output, array_bytes, exclusive, provenance
 def main(argv: Sequence[str] | None = None) -> None:
     """Estimate, save, plot."""
     parser = cli.Parser(__doc__)
-    add_model_choice(parser, DATASETS, ARCHITECTURES)
+    add_private_models(parser, suffix="memorization_seed_*")
     parser.add_argument(
         "--top_k", help="index of the examples (default: <private_model_dir>/subsets/<dataset>/top_k.npy)"
     )
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
     config = load_config(args.config)
-    models = find_private_models(config.private_model_dir, args)
+    models, dataset, arch = read_private_models(args, config)
+    root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)
     check_comparable(models)
-    top_k = Path(args.top_k or config.private_model_dir / "subsets" / args.dataset / "top_k.npy")
+    top_k = Path(args.top_k or root / "subsets" / dataset / "top_k.npy")
     size = dataset_size(args.dataset, "train", config.data_dir)
     if not top_k.exists():
         raise InputError(f"{top_k}: missing; scripts/make_memorization_subsets.py makes it")
@@ -67,18 +66,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             cli.warn(f"epsilon {epsilon:g}: {error}; going on without it")
     if not results:
-        raise InputError(f"{config.private_model_dir}: no epsilon has enough models to estimate memorization")
+        raise InputError(f"{root}: no epsilon has enough models to estimate memorization")
 
-    name, epsilons, delta = f"{args.dataset}_{args.arch}", np.array(list(results)), max(deltas)
+    name, epsilons, delta = f"{dataset}_{arch}", np.array(list(results)), max(deltas)
     digests = {model.name: model.weights_sha256 for model in models if model.epsilon in results}
     settings = {"epsilons": epsilons.tolist(), "models": digests, "top_k_sha256": index_digest(examples)}
-    path, inputs = config.score_dir / "private_memorization" / f"{name}.npy", ("models", "epsilons")
+    path, inputs = score_dir / "private_memorization" / f"{name}.npy", ("models", "epsilons")
     output = Output(path, settings, FORMAT, inputs)
     scores = np.array([[getattr(r.examples, key) for r in results.values()] for key in ("score", "standard_error")])
     with exclusive(output.path.parent):
-        if not output.finished(
-            overwrite=args.overwrite, is_there=lambda model: is_private_model(config.private_model_dir / model)
-        ):
+        if not output.finished(overwrite=args.overwrite, is_there=lambda model: is_private_model(root / model)):
             output.save(array_bytes(scores), provenance())
 
     figure = memorization_against_epsilon(name, epsilons, list(results.values()), delta)
@@ -100,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     last = results[epsilons[-1]].shuffled
     label = f"control: membership shuffled, epsilon {epsilons[-1]:g}"
     rows.append(ResultRow("Link 3", label, last.value, last.low, last.high, "", "control"))
-    save_results(config.figure_dir, "link3", (args.dataset, args.arch), rows)
+    save_results(config.figure_dir, "link3", (dataset, arch), rows)
     print(f"{output.path} and figure {config.figure_dir / f'private_memorization_{name}.png'}")
 
 

@@ -13,18 +13,17 @@ loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss_<dataset>_<arch
 from __future__ import annotations
 
 import libcli as cli
+from libcli.choices import add_private_models, read_private_models
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata.datasets import DATASETS
-from libmodels import ARCHITECTURES
 from libplots.figures import loss_against_epsilon
 from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
 from libscores.statistics import NOT_NEGATIVE
 from libstore.config import load_config
-from libstore.private_models import add_model_choice, find_private_models, is_private_model, tabulate
+from libstore.private_models import is_private_model, tabulate
 from libstore.results import ResultRow, save_figure, save_results
 from libstore.store import Output, array_bytes, exclusive, provenance
 
@@ -32,22 +31,21 @@ from libstore.store import Output, array_bytes, exclusive, provenance
 def main(argv: Sequence[str] | None = None) -> None:
     """Collect the losses, fit, save, plot."""
     parser = cli.Parser(__doc__)
-    add_model_choice(parser, DATASETS, ARCHITECTURES)
+    add_private_models(parser, suffix="seed_*")
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
     config = load_config(args.config)
-    models = find_private_models(config.private_model_dir, args)
+    models, dataset, arch = read_private_models(args, config)
+    root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)
     epsilons, seeds, losses = tabulate(models, [float(np.mean(m.test_losses(), dtype=float)) for m in models])
 
-    name = f"{args.dataset}_{args.arch}"
+    name = f"{dataset}_{arch}"
     digests = {model.name: model.weights_sha256 for model in models}
     settings = {"epsilons": epsilons.tolist(), "seeds": seeds.tolist(), "models": digests}
-    path, inputs = config.score_dir / "loss_v_priv" / f"{name}.npy", ("models", "epsilons", "seeds")
+    path, inputs = score_dir / "loss_v_priv" / f"{name}.npy", ("models", "epsilons", "seeds")
     output = Output(path, settings, FORMAT, inputs)
     with exclusive(output.path.parent):
-        if not output.finished(
-            overwrite=args.overwrite, is_there=lambda model: is_private_model(config.private_model_dir / model)
-        ):
+        if not output.finished(overwrite=args.overwrite, is_there=lambda model: is_private_model(root / model)):
             output.save(array_bytes(losses), provenance())
 
     means, moves = seed_means(losses, NOT_NEGATIVE), trend(epsilons, losses)
@@ -60,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if fit:
         rows.append(ResultRow("Link 2", "R2 of loss = a + b exp(-c eps)", fit.r_squared, None, None, "fits", "see R2"))
-    save_results(config.figure_dir, "link2_loss", (args.dataset, args.arch), rows)
+    save_results(config.figure_dir, "link2_loss", (dataset, arch), rows)
     for epsilon, mean, row in zip(epsilons, means, losses, strict=True):
         print(f"epsilon {epsilon:g}: test loss {mean} over {np.isfinite(row).sum()} seeds")
     if fit:

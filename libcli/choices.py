@@ -1,4 +1,4 @@
-"""Flags that say which data and which network are meant."""
+"""Flags that say which data, which network, which scores and which private models are meant."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import libcli as cli
 from libcli.settings import add_settings, read_settings
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from libdata.choice import DataChoice
 from libmodels import ARCHITECTURES
+from libscoring.settings import ScoreSettings
+from libstore.private_models import PrivateChoice, PrivateModel, find_private_models
 
 if TYPE_CHECKING:
+    import torch
+
     from libmodels.networks import Network
+    from libscoring.scoring import Scoring
+    from libstore.config import Config
 
 
 def add_choices(parser: cli.Parser, *, dataset: str = "mnist", arch: str = "smallcnn", private: bool = False) -> None:
@@ -39,3 +46,45 @@ def read_network(args: argparse.Namespace, *, private: bool = False) -> Network:
 
     choice = read_settings(NetworkChoice, args)
     return find_network(choice, cli.architecture_options(args, ARCHITECTURES), private=private)
+
+
+def add_scoring(parser: cli.Parser, *, batch_size: int = 256) -> None:
+    """Add the flags of scores and of what computes them."""
+    add_settings(parser, ScoreSettings)
+    text = "examples per forward pass; does not change the scores"
+    parser.add_argument("--batch_size", type=cli.positive_int, default=batch_size, help=text)
+    cli.add_device(parser)
+    cli.add_overwrite(parser)
+
+
+def read_scoring(args: argparse.Namespace, score_dir: Path, device: torch.device) -> Scoring:
+    """Return the scoring that parsed flags name.
+
+    Raises:
+        InputError: A score is unknown or cannot be imported.
+    """
+    from libscoring.scoring import Batches, Scoring
+    from libscoring.table import find_scores
+
+    settings = read_settings(ScoreSettings, args)
+    scores = find_scores(settings.scores)
+    return Scoring(score_dir, settings, scores, device, Batches(args.batch_size), args.overwrite)
+
+
+def add_private_models(parser: cli.Parser, *, suffix: str = "*") -> None:
+    """Add the flags that say which private models are meant; by default the papers' of CIFAR-100."""
+    add_choices(parser, dataset="cifar100", arch="resnet18", private=True)
+    add_settings(parser, PrivateChoice, suffix=suffix)
+
+
+def read_private_models(args: argparse.Namespace, config: Config) -> tuple[list[PrivateModel], str, str]:
+    """Return the private models that parsed flags name, and the names of their data set and network on disk.
+
+    Raises:
+        InputError: There is none; the message lists what is there.
+    """
+    from libdata.datasets import dataset_name
+
+    dataset, arch = dataset_name(args.dataset, args.dataset_name), read_network(args, private=True).name
+    choice = read_settings(PrivateChoice, args)
+    return find_private_models(config.private_models(dataset), dataset, arch, choice), dataset, arch

@@ -24,6 +24,7 @@ from torch import nn
 
 from libmodels import ARCHITECTURES
 from libmodels.checkpoints import ModelSpec, load_model, model_bytes
+from libmodels.networks import Network
 from libstore.errors import InputError
 from libstore.store import Output, exclusive, file_sha256, provenance
 
@@ -271,22 +272,26 @@ class RunModel:
         identity: Digest of its checkpoint and what is known of it, for a sidecar.
         normalization: How it expects pixels.
         image_size: Height and width it expects, None for the data set's own.
+        tokens: Whether it takes token ids.
         load: Returns the network in evaluation mode; converts it if need be.
     """
 
     identity: dict[str, Any]
     normalization: str
     image_size: int | None
+    tokens: bool
     load: Callable[[], nn.Module]
 
 
-def open_run(run: Path, dataset: str, arch: str, reader: TensorFlowReader, cache: Path, *, keep: bool) -> RunModel:
+def open_run(
+    run: Path, dataset: str, network: Network, reader: TensorFlowReader, cache: Path, *, keep: bool
+) -> RunModel:
     """Find the network of a run, one of this project (checkpoints/model.pt) or a released one.
 
     Args:
         run: The run directory.
         dataset: Data set it should have been trained on.
-        arch: Its architecture.
+        network: What it should be.
         reader: Reads TensorFlow checkpoints.
         cache: Where the converted file of a released run is looked for.
         keep: Keep the converted file there.
@@ -295,6 +300,7 @@ def open_run(run: Path, dataset: str, arch: str, reader: TensorFlowReader, cache
         InputError: There is no network, or it is of another data set or architecture. What only the
             checkpoint's content tells is told by `load`.
     """
+    arch = network.name
 
     def check(spec: ModelSpec, source: Path) -> None:
         if (spec.dataset, spec.arch) != (dataset, arch):
@@ -302,10 +308,10 @@ def open_run(run: Path, dataset: str, arch: str, reader: TensorFlowReader, cache
 
     own = run / "checkpoints" / "model.pt"
     if own.exists():
-        model, spec = load_model(own)
+        model, spec = load_model(own, network)
         check(spec, own)
         identity = {"sha256": file_sha256(own), "spec": spec.describe()}
-        return RunModel(identity, spec.normalization, spec.image_size, lambda: model)
+        return RunModel(identity, spec.normalization, spec.image_size, spec.tokens, lambda: model)
     if arch not in _NORMALIZATION:
         raise InputError(f"{own}: missing, and no released ensemble has the architecture {arch!r}")
     prefix = find_checkpoint(run)
@@ -316,7 +322,7 @@ def open_run(run: Path, dataset: str, arch: str, reader: TensorFlowReader, cache
         return model
 
     identity = {"source": source_digest(prefix), "arch": arch}
-    return RunModel(identity, _NORMALIZATION[arch], ARCHITECTURES[arch].image_size, load)
+    return RunModel(identity, _NORMALIZATION[arch], ARCHITECTURES[arch].image_size, False, load)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -59,9 +59,12 @@ def looking_for(config: str, there: Callable[[], Iterable[str]], command: str) -
 def scored_there(paths: Config, h: float) -> list[str]:
     """List the ensembles of which runs are there, with the number of them and of those that are scored with h."""
     found = []
-    for folder in sorted(paths.fz_model_dir.glob("*/*/")):
+    for folder in sorted(folder for root in paths.places("fz_model_dir") for folder in root.glob("*/*/")):
         runs = [path.parent.name for path in folder.glob("*/aux_arrays.npz")]
-        scored = list(paths.score_dir.glob(f"*/{CURVATURE}_{folder.parent.name}_{folder.name}_*_{h}.npy"))
+        models = f"{folder.parent.name}_{folder.name}_*"
+        scored = [
+            path for root in paths.places("fz_precomputed_score_dir") for path in root.glob(f"{models}/curv_*_{h}.npy")
+        ]
         if runs:
             found.append(f"{folder.parent.name}/{folder.name} ({len(runs)} runs, {len(scored)} scored with h {h})")
     return found
@@ -71,7 +74,8 @@ def private_models_there(paths: Config, h: float) -> list[str]:
     """List the kinds of private models that are there, with the number of them and of those that are scored with h."""
     models: Counter[str] = Counter()
     scored: Counter[str] = Counter()
-    for path in sorted(paths.private_model_dir.glob("*/model.pt")):
+    roots = paths.places("private_precomputed_score_dir")
+    for path in sorted(path for root in paths.places("private_model_dir") for path in root.glob("*/model.pt")):
         try:
             settings = read_sidecar(path)["settings"]
             kind = f"{settings['data']['dataset']} {settings['model']['arch']}, suffix {settings['suffix']}"
@@ -79,7 +83,7 @@ def private_models_there(paths: Config, h: float) -> list[str]:
             continue
         kind = re.sub(r"\d+$", "*", kind)
         models[kind] += 1
-        scored[kind] += score_path(paths.score_dir, CURVATURE, path.parent.name, h).exists()
+        scored[kind] += any(score_path(root, CURVATURE, path.parent.name, h).exists() for root in roots)
     return [f"{kind} ({count} models, {scored[kind]} scored with h {h})" for kind, count in models.items()]
 
 

@@ -34,9 +34,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from libscores.logit_scores import losses
 
 _PRECISE = (torch.float32, torch.float64)
 CHECKED = 32
@@ -44,9 +45,6 @@ CHECKED = 32
 # Two evaluations of one batch differ by the order of sums at the most (atomic additions on a GPU), in units of the
 # rounding error; an example beside others also by the algorithm that a library chooses for the shape.
 _REPEATED, _BESIDE_OTHERS = 64, 1e-3
-
-FORMAT = 2
-"""To be raised when what a score means changes; results of two formats are never mixed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,7 @@ def curvature(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     exact: bool = False,
+    input_module: str | None = None,
     progress: Callable[[int], object] | None = None,
     checked: bool = False,
 ) -> CurvatureScores:
@@ -106,7 +105,8 @@ def curvature(
 
     Args:
         model: Maps images to at least two logits, each example independently of the others.
-        images: Inputs, float, shape (N, C, H, W) (or (N, d) for a model of vectors).
+        images: Inputs, float, shape (N, C, H, W) (or (N, d) for a model of vectors), or whatever the model takes if
+            `input_module` is given.
         labels: Classes, int64, shape (N,).
         examples: Identities that seed the probes, shape (N,): the positions in the data set.
         h: Step of the finite difference, in units of the images, > 0.
@@ -117,6 +117,7 @@ def curvature(
         device: Where to compute.
         exact: Use exact Hessian-vector products (two backward passes) instead of finite differences; slower,
             needs a twice differentiable model; h is ignored.
+        input_module: Submodule at whose output, in place of the images, the example is perturbed (`at_module`).
         progress: Called with the number of examples done after each batch.
         checked: `check_model` has seen this model and such images before; it is called otherwise.
 
@@ -139,17 +140,18 @@ def curvature(
         raise ValueError(f"{len(images)} images, {len(labels)} labels and {len(examples)} examples do not match")
 
     if not checked and len(images):
-        check_model(model, images, labels, temp=temp, device=device)
+        check_model(model, images, labels, temp=temp, input_module=input_module, device=device)
     scores = np.empty((2, len(images)), dtype=np.float32)
-    with _scoring(model, device):
+    with scoring(model, device):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
-            x, y = _batch(images[rows], labels[rows], device)
-            probes = torch.from_numpy(rademacher(seed, examples[rows], n_probes, tuple(images.shape[1:])))
+            x, y = on_device(images[rows], labels[rows], device)
+            network, x = at_module(model, input_module, x)
+            probes = torch.from_numpy(rademacher(seed, examples[rows], n_probes, tuple(x.shape[1:])))
             probes = probes.to(device)
             products = _exact_products if exact else _difference_products
             norm, inner = torch.zeros(len(y), device=device), torch.zeros(len(y), device=device)
-            for v, hv in products(model, x, y, probes, h, temp):
+            for v, hv in products(network, x, y, probes, h, temp):
                 norm += hv.flatten(1).norm(dim=1)
                 inner += (v * hv).flatten(1).sum(dim=1)
             scores[:, rows] = torch.stack([norm, inner]).div_(n_probes).cpu().numpy()
@@ -162,7 +164,13 @@ def curvature(
 
 
 def check_model(
-    model: nn.Module, images: Tensor, labels: Tensor, *, temp: float = 1.0, device: torch.device | str = "cpu"
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    temp: float = 1.0,
+    input_module: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Refuse a model whose loss is not a deterministic float32 function of each example alone.
 
@@ -176,13 +184,14 @@ def check_model(
         images: Inputs, shape (N, ...), N at least 1.
         labels: Classes, shape (N,).
         temp: Temperature that divides the logits.
+        input_module: As for `curvature`.
         device: Where to compute.
 
     Raises:
         ValueError: It is not such a function, its output is not one row of at least two logits for an example, or a
             label is no class of it; the message says which.
     """
-    if images.dtype not in _PRECISE:
+    if input_module is None and images.dtype not in _PRECISE:
         raise ValueError(f"the images are {images.dtype}; curvature needs float32 or float64")
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels should be whole numbers of shape (N,), found {labels.dtype} {tuple(labels.shape)}")
@@ -194,17 +203,18 @@ def check_model(
         """Return the logits of x and the gradient of the loss of the first len(y) examples."""
         x = x.detach().requires_grad_()
         try:
-            logits = model(x.clone())
+            logits = network(x.clone())
             _check_logits(logits, len(x), labels)
-            return logits.detach(), torch.autograd.grad(_loss(logits[: len(y)], y, temp), x)[0]
+            return logits.detach(), torch.autograd.grad(losses(logits[: len(y)], y, temp).sum(), x)[0]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"the model's loss has no gradient with respect to the images: {reason}") from error
 
-    with _scoring(model, device):
-        x, y = _batch(images[:CHECKED], labels[:CHECKED], device)
+    with scoring(model, device):
+        x, y = on_device(images[:CHECKED], labels[:CHECKED], device)
+        network, x = at_module(model, input_module, x)
         before = _random_states(x)
         with _Operations() as seen:
             logits, gradient = evaluate(x, y)
@@ -235,6 +245,60 @@ def _check_logits(logits: Any, n: int, labels: Tensor) -> None:
     if len(outside):
         row = int(outside[0])
         raise ValueError(f"label {labels[row]} of image {row} is none of the model's {logits.shape[1]} classes")
+
+
+class _FromModule(nn.Module):
+    """A model as a function of the output of one of its submodules, for inputs that are given once."""
+
+    def __init__(self, model: nn.Module, module: nn.Module, inputs: Tensor) -> None:
+        super().__init__()
+        self.model, self.module, self.inputs = model, module, inputs
+
+    def forward(self, values: Tensor) -> Any:
+        """Return the model's output where the submodule returns `values`, (B, ...) for the first B inputs."""
+        handle = self.module.register_forward_hook(lambda module, arguments, output: values)
+        try:
+            return self.model(self.inputs[: len(values)].clone())
+        finally:
+            handle.remove()
+
+
+def at_module(model: nn.Module, name: str | None, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """Return a model and its input, or the rest of it after a submodule and that submodule's output.
+
+    Args:
+        model: The model, in evaluation mode.
+        name: Name of the submodule as `model.named_modules()` has it, None for the model itself.
+        inputs: Inputs of the model, (B, ...).
+
+    Returns:
+        A module, and what it takes, (B, ...).
+
+    Raises:
+        ValueError: There is no such submodule, it is not called once, or it does not return real numbers for every
+            example.
+    """
+    if name is None:
+        return model, inputs
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise ValueError(f"input_module {name}: the model has no such part; it has: {', '.join(filter(None, modules))}")
+    outputs: list[Any] = []
+    handle = modules[name].register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    try:
+        with torch.no_grad():
+            model(inputs.clone())
+    finally:
+        handle.remove()
+    if len(outputs) != 1:
+        raise ValueError(f"input_module {name}: called {len(outputs)} times for a batch, not once")
+    (values,) = outputs
+    if not isinstance(values, Tensor) or values.dtype not in _PRECISE or len(values) != len(inputs):
+        found = (
+            f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        )
+        raise ValueError(f"input_module {name}: returns {found}, not real numbers for each of {len(inputs)} examples")
+    return _FromModule(model, modules[name], inputs), values.detach()
 
 
 def _is_coarse(value: Tensor) -> bool:
@@ -273,28 +337,20 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-def _batch(images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def on_device(images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Move images, in the layout that a model is scored in, and labels to the device."""
     layout = _LAYOUT if images.ndim == 4 else torch.contiguous_format
     return images.to(device).contiguous(memory_format=layout), labels.to(device).long()
-
-
-def _loss(logits: Tensor, y: Tensor, temp: float) -> Tensor:
-    """Return the summed cross-entropy as softplus of the margin, which keeps the digits of a confident example."""
-    logits = logits / temp
-    own = y[:, None]
-    margin = logits.scatter(1, own, -torch.inf).logsumexp(1) - logits.gather(1, own)[:, 0]
-    return F.softplus(margin).sum()
 
 
 def _difference_products(
     model: nn.Module, x: Tensor, y: Tensor, probes: Tensor, h: float, temp: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield v_k and (g(x + h v_k) - g(x)) / h."""
-    gradient = _input_gradient(model, x, y, temp)
+    gradient = input_gradient(model, x, y, temp)
     for k in range(probes.shape[1]):
         v = probes[:, k].to(x.dtype)
-        shifted = _input_gradient(model, torch.add(x, v, alpha=h), y, temp)
+        shifted = input_gradient(model, torch.add(x, v, alpha=h), y, temp)
         yield v, shifted.sub_(gradient).div_(h)
 
 
@@ -303,7 +359,7 @@ def _exact_products(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield v_k and H v_k."""
     x = x.detach().requires_grad_()
-    loss = _loss(model(x.clone()), y, temp)
+    loss = losses(model(x.clone()), y, temp).sum()
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     for k in range(probes.shape[1]):
         v = probes[:, k].to(x.dtype)
@@ -311,10 +367,10 @@ def _exact_products(
         yield v, hv
 
 
-def _input_gradient(model: nn.Module, x: Tensor, y: Tensor, temp: float) -> Tensor:
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, temp: float) -> Tensor:
     """Return the gradient of every example's own loss: examples are independent, so the sum's gradient is it."""
     x = x.detach().requires_grad_()
-    loss = _loss(model(x.clone()), y, temp)
+    loss = losses(model(x.clone()), y, temp).sum()
     return torch.autograd.grad(loss, x)[0]
 
 
@@ -327,7 +383,7 @@ _MULTIPLIERS = (
 
 
 @contextmanager
-def _scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
+def scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
     """Put a model in evaluation mode on the device, parameters frozen; restore modes and flags at the end.
 
     A caller's autocast does not reach it, nor do TF32 and bfloat16 inside products: their 8 to 11 bits drown a

@@ -5,7 +5,8 @@ from __future__ import annotations
 import libcli as cli
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from libdata.datasets import Dataset
 from libmodels.devices import describe_device
 from libscores.agreement import Overlap, below_median, lowest, overlap
-from libscores.curvature import FORMAT, CurvatureScores, check_model, curvature
+from libscores.curvature import check_model, on_device
+from libscores.curvature import scoring as scored
+from libscoring.settings import ScoreSettings
+from libscoring.table import Score, values_of
 from libstore.errors import InputError
-from libstore.scores import KINDS, keep_index, score_path
-from libstore.store import Output, array_bytes, exclusive, provenance
+from libstore.scores import CURVATURE, LABELS, keep_index, score_path
+from libstore.store import Output, array_bytes, exclusive, load_scores, provenance
 from libtrain.training import predict
 
 Result = TypeVar("Result")
@@ -32,65 +36,117 @@ measured again, at another precision, and where a record is only related to it."
 _SATURATED = 1e-6, 1 - 1e-6  # probabilities beyond are rounding
 
 
-def add_scoring_options(parser: cli.Parser) -> None:
-    """Add the flags of the curvature estimator."""
-    parser.add_argument(
-        "--h",
-        type=cli.positive_float,
-        default=1e-3,
-        help="step of the finite difference, in pixels as the model gets them",
-    )
-    parser.add_argument("--n_probes", type=cli.positive_int, default=10, help="random directions per example")
-    parser.add_argument("--temp", type=cli.positive_float, default=1.0, help="temperature that divides the logits")
-    parser.add_argument("--probe_seed", type=cli.non_negative_int, default=0, help="seed of the directions")
-    parser.add_argument(
-        "--batch_size", type=cli.positive_int, default=256, help="examples per forward pass; does not change the scores"
-    )
-    cli.add_device(parser)
-    cli.add_overwrite(parser)
+class Batches:
+    """Examples per forward pass: halved once where a GPU has no memory for them. Scores do not depend on it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self.asked = size
+
+    def run(self, work: Callable[[int], Result], model_name: str) -> Result:
+        """Do something in batches of this size, or of half of it; the half is kept for what follows.
+
+        Raises:
+            InputError: The GPU is out of memory with half of it, too.
+        """
+        try:
+            return work(self.size)
+        except torch.OutOfMemoryError as error:
+            if self.size == 1 or self.size != self.asked:
+                before = f", halved from {self.asked}" if self.size != self.asked else ""
+                raise InputError(
+                    f"{model_name}: the GPU is out of memory with batches of {self.size}{before}; "
+                    f"give a smaller --batch_size ({str(error).splitlines()[0]})"
+                ) from error
+        self.size //= 2
+        cli.warn(f"{model_name}: the GPU is out of memory with --batch_size {self.asked}, going on with {self.size}")
+        torch.cuda.empty_cache()
+        return self.run(work, model_name)
 
 
-def score_settings(
-    model_name: str, model_identity: dict[str, Any], data_identity: dict[str, Any], args: cli.Namespace
-) -> dict[str, Any]:
-    """Return what decides the scores of one model, for their sidecars."""
-    return {
-        "model_name": model_name,
-        "model": model_identity,
-        "data": data_identity,
-        "h": args.h,
-        "n_probes": args.n_probes,
-        "temp": args.temp,
-        "probe_seed": args.probe_seed,
-    }
+@dataclass(frozen=True)
+class Scoring:
+    """Which scores of a model are wanted, how they are taken and where they go.
 
+    Attributes:
+        score_dir: Root of the scores.
+        settings: What decides them.
+        scores: Rows of the table, as `libscoring.table.find_scores` returns them for these settings.
+        device: Where to compute.
+        batches: Examples per forward pass.
+        overwrite: Replace scores made with other settings.
+    """
 
-def score_outputs(score_dir: Path, settings: dict[str, Any]) -> list[Output]:
-    """Return the files that one model's scores go to, in the order of `KINDS`."""
-    paths = [score_path(score_dir, kind, settings["model_name"], settings["h"]) for kind in KINDS]
-    return [Output(path, settings | {"score": kind}, FORMAT) for path, kind in zip(paths, KINDS, strict=True)]
+    score_dir: Path
+    settings: ScoreSettings
+    scores: Sequence[Score]
+    device: torch.device
+    batches: Batches
+    overwrite: bool = False
+
+    def outputs(self, model_name: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Output] | None:
+        """Return the file of every column, None if a score from outside has not said yet what it returns.
+
+        Args:
+            model_name: Name of the model.
+            model: What distinguishes the model.
+            data: What distinguishes the data, `Dataset.identity()`.
+        """
+        found: dict[str, Output] = {}
+        for score in self.scores:
+            columns = score.columns or self._columns(score, model_name, model, data)
+            if columns is None:
+                return None
+            labels = (LABELS,) if CURVATURE in columns else ()
+            for column in (*columns, *labels):
+                settings = self._settings(score, model_name, model, data) | {"score": column}
+                path = score_path(self.score_dir, column, model_name, self.settings.step)
+                found[column] = Output(path, settings, score.format)
+        return found
+
+    def save_columns(
+        self, names: Mapping[str, Sequence[str]], model_name: str, model: Mapping[str, Any], data: Mapping[str, Any]
+    ) -> None:
+        """Keep what scores from outside have returned, by name of the score."""
+        for score in self.scores:
+            if not score.columns:
+                self._columns_file(score, model_name, model, data).save(array_bytes(np.array(names[score.name])), {})
+
+    def all_finished(self, outputs: Mapping[str, Output] | None) -> bool:
+        """Tell whether every column is there with these very settings; raises InputError as `Output.finished`."""
+        return outputs is not None and all([one.finished(overwrite=self.overwrite) for one in outputs.values()])
+
+    def _settings(
+        self, score: Score, model_name: str, model: Mapping[str, Any], data: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {"model_name": model_name, "model": model, "data": data, **score.decided_by(self.settings)}
+
+    def _columns_file(self, score: Score, model_name: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> Output:
+        path = self.score_dir / model_name / f"columns_{score.name}_{model_name}.npy"
+        return Output(path, self._settings(score, model_name, model, data), score.format)
+
+    def _columns(
+        self, score: Score, model_name: str, model: Mapping[str, Any], data: Mapping[str, Any]
+    ) -> tuple[str, ...] | None:
+        kept = self._columns_file(score, model_name, model, data)
+        return tuple(load_scores(kept.path)[0].tolist()) if kept.finished(overwrite=self.overwrite) else None
 
 
 def score_model(
-    score_dir: Path,
+    scoring: Scoring,
     model_name: str,
     model: nn.Module | Callable[[], nn.Module],
     model_identity: dict[str, Any],
     data: Dataset,
-    args: cli.Namespace,
-    device: torch.device,
     recorded: Mapping[str, np.ndarray] | None = None,
 ) -> bool:
-    """Compute curvature and trace of every example under one model, unless they are kept already.
+    """Compute the scores of every example under one model, unless they are kept already.
 
     Args:
-        score_dir: Root of the scores.
+        scoring: Which scores, how and where to.
         model_name: Name of the model, also of its folder.
         model: The network, or a function that loads it.
         model_identity: What distinguishes the model, at least its checkpoint's SHA-256; goes into the sidecar.
         data: The examples, normalised as the model expects.
-        args: The flags of `add_scoring_options`.
-        device: Where to compute.
         recorded: "correctness" and maybe "prob" of each example as kept with the model, NaN where unknown, (N,)
             each; the model must reproduce them (`check_agreement`).
 
@@ -98,40 +154,63 @@ def score_model(
         Whether anything was computed.
 
     Raises:
-        InputError: The model cannot be scored, a score is not finite, or the model does not reproduce `recorded`.
+        InputError: The model cannot be scored, a score is of another length or not finite, or the model does not
+            reproduce `recorded`.
     """
-    outputs = score_outputs(score_dir, score_settings(model_name, model_identity, data.identity(), args))
-    with exclusive(score_dir / model_name):
-        if all([output.finished(overwrite=args.overwrite) for output in outputs]):
+    identity = data.identity()
+    with exclusive(scoring.score_dir / model_name):
+        if scoring.all_finished(scoring.outputs(model_name, model_identity, identity)):
             return False
         network = model if isinstance(model, nn.Module) else model()
-        check_scorable(network, model_name, data.images, data.labels, args, device)
+        check_scorable(network, model_name, data.images, data.labels, scoring)
         if recorded is not None:
-            now = outcomes(network, model_name, data.images, data.labels, args, device)
-            check_agreement(now, recorded, model_name)
+            check_agreement(outcomes(network, model_name, data.images, data.labels, scoring), recorded, model_name)
         started = time.monotonic()
         with cli.progress(len(data), model_name, "examples") as bar:
-            scores = score_batch(
-                network, model_name, data.images, data.labels, data.index, args, device, progress=bar.update
-            )
-        keep_index(score_dir, data.index)
+            found = score_batch(network, model_name, data.images, data.labels, data.index, scoring, bar.update)
+        keep_index(scoring.score_dir, data.index)
         seconds = round(time.monotonic() - started, 3)
-        made_by = provenance(**describe_device(device), batch_size=args.batch_size, seconds=seconds)
-        for output, array in zip(outputs, (scores.curvature, scores.trace, data.labels.numpy()), strict=True):
-            output.save(array_bytes(array), made_by)
+        made_by = provenance(**describe_device(scoring.device), batch_size=scoring.batches.size, seconds=seconds)
+        save_scores(scoring, model_name, model_identity, identity, found, data.labels.numpy(), made_by)
     return True
 
 
-def check_scorable(
-    model: nn.Module, model_name: str, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
+def save_scores(
+    scoring: Scoring,
+    model_name: str,
+    model_identity: dict[str, Any],
+    data_identity: dict[str, Any],
+    found: Mapping[str, Mapping[str, np.ndarray]],
+    labels: np.ndarray,
+    made_by: dict[str, object],
 ) -> None:
-    """Refuse a network that `libscores.curvature.check_model` refuses.
+    """Keep what `score_batch` returned for all examples, (N,) each, with their labels."""
+    scoring.save_columns(
+        {name: list(columns) for name, columns in found.items()}, model_name, model_identity, data_identity
+    )
+    outputs = scoring.outputs(model_name, model_identity, data_identity)
+    arrays: dict[str, np.ndarray] = {LABELS: labels}
+    for columns in found.values():
+        arrays |= columns
+    for column, output in (outputs or {}).items():
+        output.save(array_bytes(arrays[column]), made_by)
+
+
+def check_scorable(model: nn.Module, model_name: str, images: Tensor, labels: Tensor, scoring: Scoring) -> None:
+    """Refuse a network that `libscores.curvature.check_model` refuses, where a score differentiates by the input.
 
     Raises:
         InputError: The reason.
     """
+    settings = scoring.settings
+    if not any(score.differentiates for score in scoring.scores):
+        return
+    if settings.input_module is None and not images.is_floating_point():
+        raise InputError(f"{model_name}: its inputs are token ids; name an embedding with --input_module")
     try:
-        check_model(model, images, labels, temp=args.temp, device=device)
+        check_model(
+            model, images, labels, temp=settings.temp, input_module=settings.input_module, device=scoring.device
+        )
     except ValueError as error:
         raise InputError(f"{model_name}: {error}") from error
 
@@ -142,62 +221,55 @@ def score_batch(
     images: Tensor,
     labels: Tensor,
     examples: np.ndarray,
-    args: cli.Namespace,
-    device: torch.device,
+    scoring: Scoring,
     progress: Callable[[int], object],
-) -> CurvatureScores:
-    """Return the scores of examples that are in memory, in batches of --batch_size or half of it.
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the scores of examples that are in memory: by name of the score, its columns, float32 (N,) each.
 
     The network is one that `check_scorable` has seen.
 
     Raises:
-        InputError: A score is not finite, or the device's memory is too small.
+        InputError: A score is of another length, has other columns from batch to batch or is not finite, or the
+            device's memory is too small.
     """
     done = 0
 
-    def show(count: int) -> None:
+    def score(batch_size: int) -> dict[str, dict[str, np.ndarray]]:
         nonlocal done
-        done += count
-        progress(count)
-
-    def score(batch_size: int) -> CurvatureScores:
         progress(-done)
-        return curvature(
-            model, images, labels, examples, h=args.h, n_probes=args.n_probes, temp=args.temp,
-            seed=args.probe_seed, batch_size=batch_size, device=device, progress=show, checked=True,
-        )  # fmt: skip
+        done = 0
+        parts: dict[str, list[dict[str, np.ndarray]]] = {one.name: [] for one in scoring.scores}
+        with scored(model, scoring.device):
+            started = {one.name: one.start(model, scoring.settings) for one in scoring.scores}
+            for first in range(0, len(labels), batch_size):
+                rows = slice(first, first + batch_size)
+                x, y = on_device(images[rows], labels[rows], scoring.device)
+                for one in scoring.scores:
+                    parts[one.name].append(values_of(one, started[one.name](x, y, examples[rows]), len(y)))
+                progress(len(y))
+                done += len(y)
+        return {one.name: _joined(one, parts[one.name], examples) for one in scoring.scores}
 
     try:
-        return _in_memory(score, args, model_name)
+        return scoring.batches.run(score, model_name)
     except ValueError as error:
         raise InputError(f"{model_name}: {error}") from error
 
 
-def _in_memory(work: Callable[[int], Result], args: cli.Namespace, model_name: str) -> Result:
-    """Do something in batches of --batch_size; where a GPU has no memory for it, once more with half of that.
-
-    The half is kept for what follows. Scores do not depend on it.
-    """
-    try:
-        return work(args.batch_size)
-    except torch.OutOfMemoryError as error:
-        if args.batch_size == 1 or "batch_size_asked" in args:
-            before = f", halved from {args.batch_size_asked}" if "batch_size_asked" in args else ""
-            raise InputError(
-                f"{model_name}: the GPU is out of memory with batches of {args.batch_size}{before}; "
-                f"give a smaller --batch_size ({str(error).splitlines()[0]})"
-            ) from error
-    args.batch_size_asked, args.batch_size = args.batch_size, args.batch_size // 2
-    cli.warn(
-        f"{model_name}: the GPU is out of memory with --batch_size {args.batch_size_asked}, "
-        f"going on with {args.batch_size}"
-    )
-    torch.cuda.empty_cache()
-    return _in_memory(work, args, model_name)
+def _joined(score: Score, parts: Sequence[dict[str, np.ndarray]], examples: np.ndarray) -> dict[str, np.ndarray]:
+    for part in parts:
+        if part.keys() != parts[0].keys() or not part:
+            raise ValueError(f"score {score.name} returns {sorted(part)} for one batch, {sorted(parts[0])} for another")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for name, values in joined.items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise ValueError(f"{name} of example {examples[bad[0]]} is not finite ({bad.size} such examples)")
+    return joined
 
 
 def outcomes(
-    model: nn.Module, model_name: str, images: Tensor, labels: Tensor, args: cli.Namespace, device: torch.device
+    model: nn.Module, model_name: str, images: Tensor, labels: Tensor, scoring: Scoring
 ) -> dict[str, np.ndarray]:
     """Return how a network does on each example; only a batch is on the device.
 
@@ -205,13 +277,13 @@ def outcomes(
         "correctness", whether it classifies the example correctly, bool (N,), and "prob", the true label's probability,
         float32 (N,).
     """
-    model.to(device)
+    model.to(scoring.device)
 
-    def classify(size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def classify(size: int) -> list[tuple[np.ndarray, ...]]:
         batches = zip(images.split(size), labels.split(size), strict=True)
-        return [predict(model, x.to(device, copy=True), y.to(device), size) for x, y in batches]
+        return [predict(model, x.to(scoring.device, copy=True), y.to(scoring.device), size)[:2] for x, y in batches]
 
-    correct, prob = zip(*_in_memory(classify, args, model_name), strict=True)
+    correct, prob = zip(*scoring.batches.run(classify, model_name), strict=True)
     return {"correctness": np.concatenate(correct), "prob": np.concatenate(prob)}
 
 

@@ -108,6 +108,11 @@ class Config:
         """The one folder of all private models; raises InputError where each data set has its own."""
         return self.folders["private_model_dir"].one()
 
+    def places(self, key: str) -> list[Path]:
+        """Return every folder that a key names, whether one serves all data sets or each has its own."""
+        folder = self.folders[key]
+        return [folder.everywhere] if folder.everywhere else list(folder.by_dataset.values())
+
     def fz_models(self, dataset: str) -> Path:
         """Return where a data set's ensembles are, in the Feldman-Zhang layout: <dataset>_<arch>/<ratio>/<run>/."""
         return self.folders["fz_model_dir"].of(dataset)

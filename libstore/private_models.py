@@ -7,10 +7,10 @@ a sidecar for each. What a model is, its epsilon and its seed are read from the 
 
 from __future__ import annotations
 
-import libcli as cli
-
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from libscores import curvature
 from libstore import safe_pickle
 from libstore.comparable import PRIVATE_MODELS, SCORES, Kept, check_alike, check_made_of, check_weights, kept
 from libstore.errors import InputError
 from libstore.fz import RunArrays, read_run
-from libstore.scores import CURVATURE, score_path
+from libstore.scores import CURVATURE, CURVATURE_FORMAT, score_path
+from libstore.settings import Settings, setting
 from libstore.store import check_format, file_sha256, flatten, load_scores, read_sidecar
 
 FORMAT = 1
@@ -115,15 +115,6 @@ class PrivateModel:
         return path
 
 
-def add_model_choice(parser: cli.Parser, datasets: Iterable[str], architectures: Iterable[str]) -> None:
-    """Add the flags that say which private models are meant."""
-    parser.add_argument("--dataset", choices=datasets, default="mnist", help="data set")
-    parser.add_argument("--arch", choices=architectures, default="smallcnn", help="architecture")
-    parser.add_argument("--epsilon", type=cli.positive_float, nargs="+", help="budgets (default: all there are)")
-    parser.add_argument("--seed", type=cli.non_negative_int, nargs="+", help="seeds (default: all there are)")
-    parser.add_argument("--suffix", default="*", help="pattern of the ends of the models' names, such as 'seed_*'")
-
-
 def open_private_model(folder: Path) -> PrivateModel:
     """Read what the sidecars in a folder say.
 
@@ -159,47 +150,69 @@ def is_private_model(folder: Path) -> bool:
     return True
 
 
-def find_private_models(root: Path, args: cli.Namespace) -> list[PrivateModel]:
-    """List the finished private models that the flags of `add_model_choice` name, by epsilon and seed.
+@dataclass(frozen=True)
+class PrivateChoice(Settings):
+    """Which private models of a data set and network are meant."""
+
+    epsilon: tuple[float, ...] | None = setting(None, "budgets (default: all there are)", above=0)
+    seed: tuple[int, ...] | None = setting(None, "seeds (default: all there are)", at_least=0)
+    suffix: str = setting("*", "pattern of the ends of the models' names, such as 'seed_*'")
+
+
+def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoice) -> list[PrivateModel]:
+    """List the finished private models of a data set and network that a choice names, by epsilon and seed.
 
     An epsilon without models is said on stderr and left out; so is a folder that `open_private_model` does not take.
 
     Args:
-        root: private_model_dir.
-        args: The flags; `epsilon` and `seed` may be None for all.
+        root: Where the data set's private models are.
+        dataset: Name of the data set on disk.
+        arch: Name of the network on disk.
+        choice: Which of them.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none; the message lists what is there.
     """
-    models, left_out = [], []
+    models, others, left_out = [], [], []
     for path in sorted(root.glob("*/model.pt")):
         name = path.parent.name
-        if "_eps_" in name and not name.startswith(f"{args.dataset}_{args.arch}_eps_"):
-            continue
         try:
             model = open_private_model(path.parent)
         except InputError as error:
-            left_out.append(str(error))
+            if "_eps_" not in name or name.startswith(f"{dataset}_{arch}_eps_"):
+                left_out.append(str(error))
             continue
         settings = model.settings
-        wanted = settings["data"]["dataset"] == args.dataset and settings["model"]["arch"] == args.arch
-        wanted = wanted and fnmatchcase(settings["suffix"], args.suffix)
-        wanted = wanted and (args.epsilon is None or model.epsilon in args.epsilon)
-        if wanted and (args.seed is None or model.seed in args.seed):
+        wanted = settings["data"]["dataset"] == dataset and settings["model"]["arch"] == arch
+        wanted = wanted and fnmatchcase(settings["suffix"], choice.suffix)
+        wanted = wanted and (choice.epsilon is None or model.epsilon in choice.epsilon)
+        if wanted and (choice.seed is None or model.seed in choice.seed):
             models.append(model)
+        else:
+            others.append(model)
     if not models:
-        kind = [f"suffix {args.suffix!r}"]
-        kind += [f"epsilon {' or '.join(f'{value:g}' for value in args.epsilon)}"] if args.epsilon else []
-        kind += [f"seed {' or '.join(map(str, args.seed))}"] if args.seed else []
-        what = f"{args.dataset} and {args.arch} with {', '.join(kind)}"
+        kind = [f"suffix {choice.suffix!r}"]
+        kind += [f"epsilon {' or '.join(f'{value:g}' for value in choice.epsilon)}"] if choice.epsilon else []
+        kind += [f"seed {' or '.join(map(str, choice.seed))}"] if choice.seed else []
+        what = f"{dataset} and {arch} with {', '.join(kind)}"
         also = f" ({len(left_out)} left out, the first: {left_out[0]})" if left_out else ""
-        raise InputError(f"{root}: no private model of {what}; train it with train_dp.py{also}")
+        raise InputError(f"{root}: no private model of {what}; train it with train_dp.py{also}{_listed(others)}")
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     models.sort(key=lambda model: (model.epsilon, model.seed))
-    for epsilon in sorted(set(args.epsilon or ()) - {model.epsilon for model in models}):
+    for epsilon in sorted(set(choice.epsilon or ()) - {model.epsilon for model in models}):
         print(f"{root}: no model with epsilon {epsilon:g}; going on without it", file=sys.stderr)
     return models
+
+
+def _listed(models: Sequence[PrivateModel]) -> str:
+    """Say of what kinds models are, each with the flags that name it."""
+    kinds: Counter[tuple[str, str, str]] = Counter()
+    for model in models:
+        suffix = re.sub(r"\d+$", "*", model.settings["suffix"])
+        kinds[model.settings["data"]["dataset"], model.settings["model"]["arch"], suffix] += 1
+    flags = [f"{n} by --dataset {d} --arch {a} --suffix '{s}'" for (d, a, s), n in sorted(kinds.items())]
+    return f"; there are: {', '.join(flags)}" if flags else ""
 
 
 def check_comparable(models: Sequence[PrivateModel]) -> None:
@@ -291,4 +304,4 @@ def read_curvature(models: Sequence[PrivateModel], score_dir: Path, h: float) ->
         check_made_of(one, checkpoint, ("data", "data"), ("model.spec", "model"))
     check_alike(scores, SCORES, again)
     for path in paths:
-        yield load_scores(path, curvature.FORMAT, _SCORER)[0]
+        yield load_scores(path, CURVATURE_FORMAT, _SCORER)[0]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from libscores import curvature
 from libstore import fz
 from libstore.comparable import (
     RUNS,
@@ -28,7 +27,7 @@ from libstore.comparable import (
 from libstore.errors import InputError
 from libstore.fz import RunArrays, ensemble_root, list_runs, read_runs, run_dir
 from libstore.index import index_digest, load_array
-from libstore.scores import CURVATURE, fz_model_name, index_path, score_path
+from libstore.scores import CURVATURE, fz_model_name, index_path, score_format, score_path
 from libstore.store import check_format, file_sha256, load_scores
 
 _TRAIN = "train_fz_models.py"
@@ -124,8 +123,9 @@ class ScoredEnsemble:
         missing: Numbers of the runs that are there but not scored or left out, or wanted but not there.
         examples: Positions of the examples in the data set, (N,).
         score_dir: Root of the scores.
-        h: Step of the finite difference, part of the scores' names.
+        step: Step of the finite difference or "exact", part of the names of curvature and trace.
         value: "correctness" or "prob".
+        score: Column of the scores.
     """
 
     root: Path
@@ -136,11 +136,12 @@ class ScoredEnsemble:
     missing: list[int]
     examples: np.ndarray
     score_dir: Path
-    h: float
+    step: float | str
     value: str
+    score: str
 
     def read(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield every run's membership, value and curvature on `examples`, as libscores.link1.RunScores.
+        """Yield every run's membership, value and score on `examples`, as libscores.link1.RunScores.
 
         Raises:
             InputError: Runs or scores do not belong together, before the first is read; or a file is damaged.
@@ -148,7 +149,7 @@ class ScoredEnsemble:
         self.check()
         for run, arrays in zip(self.runs, checked_runs(self.root, self.ratio, self.runs), strict=True):
             path = self._score_path(run)
-            scores, _ = load_scores(path, curvature.FORMAT, _scorer(self.dataset))
+            scores, _ = load_scores(path, score_format(self.score), _scorer(self.dataset))
             if scores.shape != self.examples.shape:
                 raise InputError(f"{path}: shape {scores.shape}, expected a score for each of {len(self.examples)}")
             yield *values_on(arrays, self._folder(run), self.examples, self.value), scores
@@ -185,7 +186,8 @@ class ScoredEnsemble:
         return run_dir(self.root, self.ratio, run)
 
     def _score_path(self, run: int) -> Path:
-        return score_path(self.score_dir, CURVATURE, fz_model_name(self.dataset, self.arch, self.ratio, run), self.h)
+        name = fz_model_name(self.dataset, self.arch, self.ratio, run)
+        return score_path(self.score_dir, self.score, name, self.step)
 
     @staticmethod
     def find(
@@ -197,8 +199,9 @@ class ScoredEnsemble:
         *,
         start_run: int = 0,
         stop_run: int | None = None,
-        h: float = 1e-3,
+        h: float | str = 1e-3,
         value: str = "correctness",
+        score: str = CURVATURE,
     ) -> ScoredEnsemble:
         """Look up which runs of an ensemble are there and scored; a run that is there twice counts once.
 
@@ -207,13 +210,13 @@ class ScoredEnsemble:
         """
         root = ensemble_root(fz_model_dir, dataset, arch)
         there = usable_runs(root, ratio, start_run, stop_run)
-        paths = {run: score_path(score_dir, CURVATURE, fz_model_name(dataset, arch, ratio, run), h) for run in there}
+        paths = {run: score_path(score_dir, score, fz_model_name(dataset, arch, ratio, run), h) for run in there}
         runs = _once({run: path for run, path in paths.items() if path.exists()})
         if not runs:
-            raise InputError(f"{paths[there[0]]}: no model of {root / ratio} is scored; run {_scorer(dataset)}")
+            raise InputError(f"{paths[there[0]]}: no model of {root / ratio} has this score; run {_scorer(dataset)}")
         examples = load_array(index_path(score_dir, _sidecar(paths[runs[0]]).settings["data"]["index_sha256"]))
         missing = sorted(set(range(start_run, (there[-1] + 1) if stop_run is None else stop_run)) - set(runs))
-        return ScoredEnsemble(root, dataset, arch, ratio, runs, missing, examples, score_dir, h, value)
+        return ScoredEnsemble(root, dataset, arch, ratio, runs, missing, examples, score_dir, h, value, score)
 
 
 def _scorer(dataset: str) -> str:

@@ -1,4 +1,7 @@
-"""Names and places of saved scores: <score dir>/<model name>/<kind>_<model name>_<h>.npy."""
+"""Names and places of saved scores: <score dir>/<model name>/<column>_<model name>[_<h>].npy.
+
+Curvature and trace depend on a step h and carry it in their names, and have the labels beside them, as published.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ import numpy as np
 from libstore.index import index_digest
 from libstore.store import array_bytes, exclusive, write_atomic
 
-CURVATURE, TRACE, LABELS = KINDS = ("curv_scores", "trace", "true_labels")
+CURVATURE, TRACE, LABELS = "curvature", "trace", "true_labels"
+CURVATURE_FORMAT = 2
+"""2: the loss is softplus of the margin, whose gradient keeps its digits where the model is confident."""
+_FILES = {CURVATURE: "curv_scores"}
+_BY_STEP = (CURVATURE, TRACE, LABELS)
 
 
 def fz_model_name(dataset: str, arch: str, ratio: str | float, run: int) -> str:
@@ -17,9 +24,22 @@ def fz_model_name(dataset: str, arch: str, ratio: str | float, run: int) -> str:
     return f"{dataset}_{arch}_{ratio}_{run}"
 
 
-def score_path(score_dir: Path, kind: str, model_name: str, h: float) -> Path:
-    """Return where one kind of score of one model is kept; h is the step of the finite difference."""
-    return score_dir / model_name / f"{kind}_{model_name}_{h}.npy"
+def score_path(score_dir: Path, column: str, model_name: str, step: float | str = "") -> Path:
+    """Return where one column of the scores of one model is kept.
+
+    Args:
+        score_dir: Root of the scores.
+        column: Its name.
+        model_name: Name of the model.
+        step: Step h of the finite difference, or "exact"; only curvature, trace and labels have it.
+    """
+    end = f"_{step}" if column in _BY_STEP else ""
+    return score_dir / model_name / f"{_FILES.get(column, column)}_{model_name}{end}.npy"
+
+
+def score_format(column: str) -> int:
+    """Return the format of a column, to be raised when what it means changes; those of other formats are refused."""
+    return CURVATURE_FORMAT if column in _BY_STEP else 1
 
 
 def index_path(score_dir: Path, digest: str) -> Path:

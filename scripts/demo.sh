@@ -57,7 +57,7 @@ done >"$out/removal.sh"
 sh scripts/run_jobs.sh "$out/removal.sh" -j "$jobs"
 
 step "8/8 Figures and notebooks"
-python loss_v_priv.py $common
+python loss_v_priv.py $common --suffix 'memorization_seed_*'
 python calc_private_memorization.py $common
 sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb "$out/figures" \
     -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn

@@ -32,7 +32,7 @@ from libstore.errors import InputError
 from libstore.fz import list_runs, read_run, read_runs, run_dir
 from libstore.index import index_digest, load_array
 from libstore.scored_ensemble import ScoredEnsemble
-from libstore.scores import KINDS, index_path, score_path
+from libstore.scores import CURVATURE, LABELS, TRACE, index_path, score_path
 from libstore.store import load_scores, read_sidecar
 
 
@@ -65,7 +65,7 @@ def test_scores_are_the_estimator_on_the_saved_models(ensemble: Path) -> None:
     name = "mnist_smallcnn_0.7_2"
     model, _ = load_model(ensemble / "fz_model_dir/mnist_smallcnn/0.7/2/checkpoints/model.pt")
     want = curvature(model, data.images, data.labels, data.index, n_probes=3)
-    for kind, array in zip(KINDS, (want.curvature, want.trace, data.labels.numpy()), strict=True):
+    for kind, array in zip((CURVATURE, TRACE, LABELS), (want.curvature, want.trace, data.labels.numpy()), strict=True):
         path = score_path(ensemble / "score_dir", kind, name, 1e-3)
         assert path == ensemble / "score_dir" / name / f"{kind}_{name}_0.001.npy"
         got, sidecar = load_scores(path)

@@ -110,7 +110,7 @@ def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypa
     assert run_script(*command).stdout.count(": scored") == 2
     assert run_script(*command).stdout.count("skipped") == 2
     scores, sidecar = load_scores(
-        score_path(family / "score_dir", "curv_scores", "mnist_smallcnn_eps_50_memorization_seed_1", 1e-3)
+        score_path(family / "score_dir", "curvature", "mnist_smallcnn_eps_50_memorization_seed_1", 1e-3)
     )
     assert scores.shape == (200,) and sidecar["settings"]["data"]["normalization"] == "standard"
 

@@ -21,7 +21,7 @@ from libscores.accounting import spent_epsilon
 from libscores.curvature import curvature
 from libstore.fz import read_run
 from libstore.index import index_digest
-from libstore.scores import KINDS, score_path
+from libstore.scores import CURVATURE, LABELS, TRACE, score_path
 from libstore.store import load_scores, read_sidecar
 from libtrain.training import example_losses, predict
 
@@ -173,7 +173,7 @@ def test_curvature_of_a_private_model_is_the_estimator_on_it(trained: Path) -> N
     data = load_dataset("mnist", "train", DATA, index=np.arange(300), normalization="standard")
     model, _ = load_model(trained / "model.pt")
     want = curvature(model, data.images, data.labels, data.index, n_probes=2)
-    for kind, array in zip(KINDS, (want.curvature, want.trace, data.labels.numpy()), strict=True):
+    for kind, array in zip((CURVATURE, TRACE, LABELS), (want.curvature, want.trace, data.labels.numpy()), strict=True):
         got, sidecar = load_scores(score_path(folder / "score_dir", kind, trained.name, 1e-3))
         np.testing.assert_array_equal(got, array)
         assert sidecar["settings"]["model"]["sha256"] == read_sidecar(trained / "model.pt")["sha256"]

@@ -1,1 +1,5 @@
 """What comes in and what is kept: configuration, data sets, ensembles and saved scores."""
+
+from libdata import interrupts
+
+interrupts.end_while_loading()

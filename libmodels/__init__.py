@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libdata.interrupts  # noqa: F401  (before PyTorch: a Ctrl-C while that loads is one line)
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

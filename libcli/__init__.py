@@ -5,6 +5,10 @@ Scripts import this before anything slow, so that a Ctrl-C while libraries load 
 
 from __future__ import annotations
 
+from libcli.interrupts import end_by, end_while_loading, interrupted, say
+
+end_while_loading()
+
 import argparse
 import io
 import math
@@ -13,8 +17,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -23,35 +25,6 @@ from libstore.config import DEFAULT_CONFIG
 from libstore.errors import InputError
 
 Namespace = argparse.Namespace
-
-
-def _end_by(signum: int, message: str) -> NoReturn:
-    """Say why and end by the signal itself, as shells want it that stop after a Ctrl-C; nothing is left to clean up."""
-    _say(message)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
-    sys.exit(128 + signum)
-
-
-def _interrupted(signum: int = signal.SIGINT, frame: object = None) -> NoReturn:
-    _end_by(signal.SIGINT, "interrupted; run the same command again to go on")
-
-
-def _say(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.splitlines())}", file=sys.stderr)
-
-
-def _imported_by_a_script() -> bool:
-    frame: FrameType | None = sys._getframe(1)
-    while frame and (frame.f_globals.get("__name__") == __name__ or "importlib" in frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") == "__main__"
-
-
-if _imported_by_a_script() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, _interrupted)  # until `run`: nothing is at work yet that would want to clean up
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -213,12 +186,12 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
 def warn(message: str) -> None:
     """Print a line on stderr about something that is left out."""
-    _say(message)
+    say(message)
 
 
 def run(main: Callable[[], object]) -> NoReturn:
     """Call a script's `main` and end: status 0 done, 2 input or system error (one line), or by the signal that came."""
-    early = signal.getsignal(signal.SIGINT) == _interrupted
+    early = signal.getsignal(signal.SIGINT) == interrupted
     if early:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
@@ -235,9 +208,9 @@ def run(main: Callable[[], object]) -> NoReturn:
     except MemoryError as error:
         _say_and_exit(f"error: out of memory: {error or 'the system has no more'}", 2)
     except Stopped as stop:
-        _end_by(stop.signum, str(stop))
+        end_by(stop.signum, str(stop))
     except KeyboardInterrupt:
-        _interrupted()
+        interrupted()
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's; this module does without PyTorch
@@ -258,5 +231,5 @@ def _stop_at_once(signum: int, frame: object) -> NoReturn:
 
 
 def _say_and_exit(message: str, status: int) -> NoReturn:
-    _say(message)
+    say(message)
     sys.exit(status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli  # noqa: F401  (first: a Ctrl-C while libraries load is one line)
+
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

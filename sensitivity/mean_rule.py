@@ -28,7 +28,7 @@ from libdata.errors import InputError
 from libdata.index import index_digest
 from libdata.store import Output, exclusive, provenance
 from libmodels.devices import describe_device, resolve_device
-from libmodels.dp_options import dp_settings
+from libmodels.dp_options import dp_settings, plan_privacy
 from libmodels.dp_training import DPTrainer, seeded_model
 from libmodels.gradient_norms import (
     kept_checkpoints,
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": stage_shares(args), **flags}
     output = Output(config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv", settings)
-    privacy = checkpoints.privacy()
+    privacy = checkpoints.privacy() if checkpoints.others is None else plan_privacy(args, len(study.rows))
     if privacy is None:
         raise InputError(f"{checkpoints.folder}: no checkpoints of these settings; run compute_sensitivity.py first")
     with exclusive(output.path.parent):

@@ -10,8 +10,8 @@ not on disk are named and left out.
 Inputs: <fz_model_dir>/imagenet-resnet50/<ratio>/<run>/ as downloaded, the TFRecords of
 build_fz_imagenet/build_imagenet.py under tfrecord_dir, imagenet_index.npz. Outputs, per model:
 <fz_precomputed_score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> =
-imagenet_resnet50_<ratio>_<run>, by Feldman and Zhang's index. A model costs 1.28 M images x (2 + n_probes) forward passes and 1 + n_probes backward
-passes; measured: 2.1 s for an image with ten probes on one CPU thread.
+imagenet_resnet50_<ratio>_<run>, by Feldman and Zhang's index. A model costs 1.28 M images x (2 + n_probes) forward
+passes and 1 + n_probes backward passes; measured: 2.1 s for an image with ten probes on one CPU thread.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ The estimator is libscores.curvature (arXiv 2402.18726): per-example loss, rando
 calibrated again: the weights are loaded as they are.
 
 Inputs: <private_model_dir>/<model>/model.pt and aux_arrays.npz, and the data set under data_dir. Outputs, per model:
-<private_precomputed_score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy on all training-split examples of
-the study, also those the model was not trained on; with --split test on the test split, <model> followed by _test. Models that are
-scored already are skipped. Measured: about 1 s per model for the small CNN and 2,000 digits.
+<private_precomputed_score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy on all training-split examples
+of the study, also those the model was not trained on; with --split test on the test split, <model> followed by _test.
+Models that are scored already are skipped. Measured: about 1 s per model for the small CNN and 2,000 digits.
 """
 
 from __future__ import annotations

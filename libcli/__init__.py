@@ -5,9 +5,7 @@ Scripts import this before anything slow, so that a Ctrl-C while libraries load 
 
 from __future__ import annotations
 
-from libcli.interrupts import end_by, end_while_loading, interrupted, say
-
-end_while_loading()
+from libcli.interrupts import end_by, interrupted, say
 
 import argparse
 import io

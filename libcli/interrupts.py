@@ -39,12 +39,15 @@ def _loaded_by_a_script() -> bool:
     if sys.argv[0] == "-m":  # what Python says while it looks for the module to run
         return True
     frame: FrameType | None = sys._getframe(1)
-    while frame and (_passed_over(frame)):
+    while frame and _passed_over(frame):
         frame = frame.f_back
     return frame is not None and frame.f_globals["__name__"] == "__main__"
 
 
-def end_while_loading() -> None:
+def _end_while_loading() -> None:
     """Make a Ctrl-C one line until `libcli.run`, where a script is run; notebooks and tests keep theirs."""
     if _loaded_by_a_script() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
+
+
+_end_while_loading()

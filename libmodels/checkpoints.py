@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from libdata.datasets import Dataset
 from libmodels import ARCHITECTURES, build_model
 from libmodels.networks import Network, check_output
 from libstore.errors import InputError
+from libstore.safe_pickle import read_torch
+
+_WRAPPERS = {"module", "_module", "_orig_mod"}  # torch.nn.DataParallel, Opacus, torch.compile
+_STATE_DICTS = ("net", "state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,71 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def own_names(weights: Mapping[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return a state dict under a network's own names, whatever wrapped the network, or a part, when it was saved.
+
+    Args:
+        weights: The state dict; `module.`, `_module.` and `_orig_mod.` anywhere in a name are wrappers'.
+        names: The names in the network's state dict.
+
+    Returns:
+        The weights; those that belong to no name keep theirs.
+    """
+
+    def plain(name: str) -> str:
+        return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+    own = {plain(name): name for name in names}
+    renamed = {own.get(plain(name), name): value for name, value in weights.items()}
+    ambiguous = len(own) < len(names) or len(renamed) < len(weights)
+    return dict(weights) if ambiguous or weights.keys() == set(names) else renamed
+
+
+def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Read the weights of a network from another program's checkpoint, which may hold any objects besides.
+
+    Names that wrappers have changed are understood; where a network's shapes are all different, so are other names.
+
+    Args:
+        path: A file of torch.save: a state dict, or a dictionary with one under `net`, `state_dict`,
+            `model_state_dict` or `model`.
+        model: The network, not changed.
+
+    Returns:
+        A state dict for the network, on the CPU.
+
+    Raises:
+        InputError: The file cannot be read, holds no state dict, its weights do not fit, or one is not finite.
+    """
+    content = read_torch(path)
+    held = [content, *(content[key] for key in _STATE_DICTS if key in content)] if isinstance(content, dict) else []
+    found = next((one for one in held if _is_state_dict(one)), None)
+    if found is None:
+        raise InputError(f"{path}: holds no state dict, neither itself nor under {', '.join(_STATE_DICTS)}")
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    weights = own_names(found, expected)
+    if weights.keys().isdisjoint(expected) and len(set(expected.values())) == len(expected):
+        by_shape = {shape: name for name, shape in expected.items()}
+        weights = {by_shape.get(value.shape, name): value for name, value in weights.items()}
+    for name in sorted({*expected, *weights}):
+        if name not in weights or name not in expected:
+            raise InputError(f"{path}: {name!r} is {'missing' if name in expected else 'too much'} in its state dict")
+        if weights[name].shape != expected[name]:
+            shapes = f"{tuple(weights[name].shape)}, the network's {tuple(expected[name])}"
+            raise InputError(f"{path}: {name!r} has shape {shapes}")
+        if not torch.isfinite(weights[name]).all():
+            raise InputError(f"{path}: {name!r} holds a value that is not finite")
+    return weights
+
+
+def _is_state_dict(content: object) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    )
+
+
 def load_model(path: Path, network: Network | None = None) -> tuple[nn.Module, ModelSpec]:
     """Build the network a checkpoint describes and load its weights, in evaluation mode.
 
@@ -162,6 +232,7 @@ def load_model(path: Path, network: Network | None = None) -> tuple[nn.Module, M
     try:
         with torch.device("meta" if spec.built_in else "cpu"):  # meta: no memory, whatever sizes the file announces
             expected = {name: value.shape for name, value in spec.build().state_dict().items()}
+        weights = own_names(weights, expected)
         for name in sorted({*expected, *weights}):
             if name not in weights or weights[name].shape != expected.get(name):
                 raise ValueError(f"{name!r} is missing, too much or of another shape")

@@ -62,9 +62,8 @@ def scored_there(paths: Config, h: float) -> list[str]:
     for folder in sorted(folder for root in paths.places("fz_model_dir") for folder in root.glob("*/*/")):
         runs = [path.parent.name for path in folder.glob("*/aux_arrays.npz")]
         models = f"{folder.parent.name}_{folder.name}_*"
-        scored = [
-            path for root in paths.places("fz_precomputed_score_dir") for path in root.glob(f"{models}/curv_*_{h}.npy")
-        ]
+        roots = paths.places("fz_precomputed_score_dir")
+        scored = [path for root in roots for path in root.glob(f"{models}/curv_*_{h}.npy")]
         if runs:
             found.append(f"{folder.parent.name}/{folder.name} ({len(runs)} runs, {len(scored)} scored with h {h})")
     return found

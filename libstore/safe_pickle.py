@@ -1,19 +1,23 @@
 """Arrays from files that nobody vouches for, and the project's only unpickler.
 
-The unpickler makes NumPy arrays, dtypes and scalars in plain containers, nothing else. A header is not believed: an
-array that does not fit into its file is refused before memory is taken for it.
+The unpickler makes NumPy arrays, dtypes and scalars in plain containers, nothing else; for PyTorch's files, tensors in
+plain containers, and blanks in place of all other objects. A header is not believed: an array that does not fit into
+its file is refused before memory is taken for it.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
+import types
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy._core import multiarray, numeric  # the homes of the functions that pickles of arrays name
@@ -60,6 +64,78 @@ def read(file: IO[bytes], path: str | Path, encoding: str = "ASCII") -> object:
         return _Unpickler(file, encoding=encoding).load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise InputError(f"{path}: refused to unpickle: {error}") from error
+
+
+class Blank:
+    """What stands for an object that is not made: it takes whatever a pickle does to an object, and keeps nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> Blank:
+        return object.__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def _ignore(self, *_: object) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+def read_torch(path: str | Path) -> object:
+    """Read a file of torch.save, zipped or of the older form, for its tensors.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object that was saved, of plain containers and values and tensors on the CPU, with a `Blank` for every
+        object of another class, whose type's name is the class's.
+
+    Raises:
+        InputError: The file is missing, damaged or a TorchScript program, or a tensor does not fit into its storage;
+            nothing it names has been called but what builds tensors and ordered dictionaries.
+    """
+    import torch
+
+    def tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> torch.Tensor:
+        held = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if min((offset, *size, *stride)) < 0 or (min(size, default=1) > 0 and last >= held):
+            raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} does not fit into its {held} values")
+        return torch._utils._rebuild_tensor(storage, offset, size, stride)
+
+    # Made anew for every file: a pickle may set attributes of what it is given.
+    allowed: dict[tuple[str, str], object] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor"): tensor,
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        ("torch", "Size"): torch.Size,
+    }
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            if (module, name) in allowed:
+                return allowed[module, name]
+            if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+                return dtype
+            return type(f"{module}.{name}", (Blank,), {})
+
+    def load(file: IO[bytes], **options: Any) -> object:
+        return Unpickler(file, **options).load()
+
+    try:
+        content = Path(path).read_bytes()
+        if (
+            content.startswith(b"PK")
+            and "constants.pkl" in torch._C.PyTorchFileReader(io.BytesIO(content)).get_all_records()
+        ):
+            raise pickle.UnpicklingError("it is a TorchScript program")
+        pickler = types.SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load)
+        return torch.load(io.BytesIO(content), map_location="cpu", pickle_module=pickler, weights_only=False)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot read the checkpoint: {reason}") from error
 
 
 def load_npz(path: str | Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:

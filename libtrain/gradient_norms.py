@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcli as cli
 
 import argparse
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ import pandas as pd
 import torch
 
 from libdata.datasets import dataset_size
-from libmodels.checkpoints import read_checkpoint
+from libmodels.checkpoints import own_names, read_checkpoint, read_weights
 from libstore.errors import InputError
 from libstore.index import check_index, load_array
 from libstore.sensitivity_results import DISTANCE
-from libstore.store import Output
+from libstore.store import Output, file_sha256
 from libtrain.dp_options import Study, add_dp_options, load_study, n_steps, settings_of
 from libtrain.dp_training import DPTrainer
 from libtrain.training import predict
@@ -49,6 +50,8 @@ def run_parser(description: str | None, stages: int) -> cli.Parser:
     add("--stages", type=cli.number(int, at_least=2), default=stages, help="measure at i/(STAGES-1) of the training")
     text = "measure at this one share only, from its checkpoint (default: all)"
     add("--stage", type=_share, metavar="SHARE", help=text)
+    text = "measure under the checkpoints of another program in this folder, files whose names end in their step, and "
+    add("--checkpoints", type=Path, metavar="FOLDER", help=text + "do not train (default: train)")
     add("--save_freq", type=cli.positive_int, default=100, help="steps between checkpoints")
     return parser
 
@@ -145,10 +148,54 @@ def load_study_and_points(args: cli.Namespace, data_dir: Path) -> tuple[Study, n
 
 
 def kept_checkpoints(args: cli.Namespace, folder: Path, study: Study) -> Checkpoints:
-    """Return the checkpoints that these flags keep, every --save_freq steps and the last, under a sensitivity_dir."""
-    total = n_steps(args, study.planned)
+    """Return the checkpoints that these flags keep, every --save_freq steps and the last, under a sensitivity_dir.
+
+    With --checkpoints, those that are in its folder.
+
+    Raises:
+        InputError: The folder of the flags has checkpoints of another program, or --checkpoints has none to measure
+            under.
+    """
+    total, settings = n_steps(args, study.planned), settings_of(args, study)
+    if args.checkpoints is not None:
+        return _others_checkpoints(args, total, settings)
+    place = folder / "models" / f"ckpt{args.name}"
+    strange = [path for path in _numbered_files(place).values() if not path.name.startswith("step_")]
+    if strange:
+        remedy = "--checkpoints measures under them, --name trains in another folder"
+        raise InputError(f"{strange[0]}: not a checkpoint of this program; {remedy}")
     steps = np.unique(np.append(np.arange(0, total, args.save_freq), total))
-    return Checkpoints(folder / "models" / f"ckpt{args.name}", steps, settings_of(args, study))
+    return Checkpoints(place, steps, settings)
+
+
+def _others_checkpoints(args: cli.Namespace, total: int, settings: dict[str, Any]) -> Checkpoints:
+    files = _numbered_files(args.checkpoints)
+    if not files:
+        raise InputError(f"--checkpoints {args.checkpoints}: no file whose name ends in a step, such as model_step_100")
+    steps = np.array(sorted(files))
+    if steps[-1] > total:
+        raise InputError(f"{files[steps[-1]]}: beyond the {total} steps of --epochs, --batch_size and the examples")
+    reach = max(args.save_freq, *np.diff(steps), 0)
+    for share in stage_shares(args):
+        nearest = steps[np.argmin(np.abs(steps - share * total))]
+        if abs(nearest - share * total) > reach:
+            stage = f"stage {share:g} is step {share * total:g}"
+            raise InputError(f"--checkpoints {args.checkpoints}: {stage}, the nearest checkpoint is of step {nearest}")
+    digest = hashlib.sha256("".join(f"{step} {file_sha256(files[step])}\n" for step in steps.tolist()).encode())
+    return Checkpoints(args.checkpoints, steps, {**settings, "checkpoints_sha256": digest.hexdigest()}, files)
+
+
+def _numbered_files(folder: Path) -> dict[int, Path]:
+    """Return the files of a folder whose names end in a number, an extension apart, by that number."""
+    files: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = re.fullmatch(r"[^.].*?(\d+)(\.(pt|pth|pkl|ckpt|bin|tar))*|(\d+)", path.name)
+        if match and path.is_file():
+            step = int(match[1] or match[4])
+            if step in files:
+                raise InputError(f"{path}: of the same step as {files[step].name}")
+            files[step] = path
+    return files
 
 
 @dataclass(frozen=True)
@@ -159,11 +206,17 @@ class Checkpoints:
         folder: Where they are, step_<n>.pt.
         steps: Numbers of finished steps, increasing, from 0 to the last.
         settings: What decides the weights.
+        others: The files, by step, if another program has made them.
     """
 
     folder: Path
     steps: np.ndarray
     settings: Mapping[str, Any]
+    others: Mapping[int, Path] | None = None
+
+    def file(self, step: int) -> Path:
+        """Return the path of one step's weights."""
+        return self.output(step).path if self.others is None else self.others[step]
 
     def output(self, step: int) -> Output:
         """Return the file of one step."""
@@ -171,10 +224,14 @@ class Checkpoints:
 
     def finished(self, *, overwrite: bool = False) -> bool:
         """Tell whether all are there; raises InputError if one is of other settings."""
-        return all([self.output(int(step)).finished(overwrite=overwrite) for step in self.steps])
+        return self.others is not None or all(
+            [self.output(int(step)).finished(overwrite=overwrite) for step in self.steps]
+        )
 
     def privacy(self) -> dict[str, Any] | None:
         """Return the plan that is kept with the first checkpoint, if that is there."""
+        if self.others is not None:
+            return None
         first = self.output(0)
         return read_checkpoint(first.path)["privacy"] if first.path.exists() and first.finished() else None
 
@@ -182,12 +239,16 @@ class Checkpoints:
         """Put the weights of one step into a trainer's network.
 
         Raises:
-            InputError: The checkpoint is missing, damaged or of other settings.
+            InputError: The checkpoint is missing, damaged, of other settings or another network's.
         """
+        if self.others is not None:
+            trainer.model.load_state_dict(read_weights(self.others[step], trainer.model))
+            return
         output = self.output(step)
         if not output.finished():
             raise InputError(f"{output.path}: no such checkpoint, or a damaged one; train first, without --stage")
-        trainer.model.load_state_dict(read_checkpoint(output.path)["state_dict"])
+        weights = read_checkpoint(output.path)["state_dict"]
+        trainer.model.load_state_dict(own_names(weights, trainer.model.state_dict()))
 
 
 def measure(
@@ -246,8 +307,7 @@ def measure_stages(
             columns = measure(trainer, points, rows, test)
             bad = np.flatnonzero(~np.isfinite(columns["grad_norm"]))
             if bad.size:
-                file = checkpoints.output(step).path
-                raise InputError(f"{file}: the gradient norm of point {points[bad[0]]} is not finite")
+                raise InputError(f"{checkpoints.file(step)}: the gradient norm of point {points[bad[0]]} is not finite")
             tables.append(pd.DataFrame({"step": step, **columns}))
             bar.update()
     return pd.concat(tables)

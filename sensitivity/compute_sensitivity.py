@@ -2,11 +2,14 @@
 
     python sensitivity/compute_sensitivity.py --run 1 --points 1000 --stages 41
     python sensitivity/compute_sensitivity.py --run 1 --stage 0.5
+    python sensitivity/compute_sensitivity.py --run 1 --checkpoints published/sensitivity/models/ckpt1
 
 The trainer is that of train_dp.py; the defaults are the published settings for MNIST and LeNet (arXiv 2307.00310).
 A run's seed is its number unless --seed is given, so that no two runs are the same.
 
-Inputs: the data set under data_dir; with --remove-points, a list of points to leave out of the training. Outputs:
+Inputs: the data set under data_dir; with --remove-points, a list of points to leave out of the training; with
+--checkpoints, a folder of weights to measure under instead of training: torch files whose names end in their step, such
+as the published model_step_<n>, of which the tensors are read and nothing else. Outputs:
 <sensitivity_dir>/res/res<name>.csv, a row per point and stage, and <sensitivity_dir>/models/ckpt<name>/step_<n>.pt,
 each with a JSON sidecar; <name> is the run's number, or --name and --res_name. A killed run goes on where
 it was, to the same bytes.
@@ -19,6 +22,7 @@ import libcli as cli
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -55,17 +59,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv"
     result = Output(path, settings | {"run": args.run}, FORMAT)
     state = Output(models / "state.pt", training)
-    with exclusive(models):
-        if args.overwrite or not args.resume:
+    own = checkpoints.others is None
+    with exclusive(models) if own else nullcontext():
+        if own and (args.overwrite or not args.resume):
             state.remove()
         if result.finished(overwrite=args.overwrite):
-            state.remove()
+            if own:
+                state.remove()
             print(f"{result.path}: finished before, skipped", flush=True)
             return
         started, trained = time.monotonic(), checkpoints.finished(overwrite=args.overwrite)
         if args.stage is not None and not trained:
             raise InputError(f"{models}: not all checkpoints of these settings are there; train first, without --stage")
-        kept = read_state(state)
+        kept = read_state(state) if own else None
         privacy = kept["privacy"] if kept else checkpoints.privacy() or plan_privacy(args, study.planned)
         images, labels, *test = study.tensors(device)
         model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
@@ -89,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         made_by |= {"privacy": privacy, "seconds": round(time.monotonic() - started, 3)}
         with exclusive(result.path.parent):
             result.save(table.assign(**constant_columns(args, privacy)).to_csv(index=False).encode(), made_by)
-        state.remove()
+        if own:
+            state.remove()
     stages_done, accuracy = table["step"].nunique(), table["accuracy"].iloc[-1]
     print(f"{result.path}: {len(points)} points at {stages_done} stages, test accuracy {accuracy:.4f}", flush=True)
 

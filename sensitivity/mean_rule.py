@@ -25,7 +25,7 @@ from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import index_digest
 from libstore.store import Output, exclusive, provenance
-from libtrain.dp_options import dp_settings, seeds_of
+from libtrain.dp_options import dp_settings, plan_privacy, seeds_of
 from libtrain.dp_training import DPTrainer, seeded_model
 from libtrain.gradient_norms import (
     kept_checkpoints,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": stage_shares(args), **flags}
     output = Output(config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv", settings, FORMAT)
-    privacy = checkpoints.privacy()
+    privacy = checkpoints.privacy() if checkpoints.others is None else plan_privacy(args, study.planned)
     if privacy is None:
         raise InputError(f"{checkpoints.folder}: no checkpoints of these settings; run compute_sensitivity.py first")
     with exclusive(output.path.parent):

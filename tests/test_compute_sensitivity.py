@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import DATA, assert_refused, run_script, tree, write_config
+from opacus import GradSampleModule
+from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.optimizers import DPOptimizer
+from torch import nn
 from torch.nn import functional as F
 
 from libdata.datasets import load_dataset
-from libmodels.checkpoints import load_model, read_checkpoint
+from libmodels.checkpoints import ModelSpec, load_model, own_names, read_checkpoint, read_weights
 from libscores.ranking import same_stages
 from libstore.sensitivity_results import read_results
 from libstore.store import read_sidecar
@@ -143,6 +152,212 @@ def test_mean_rule_of_one_step(study: Path) -> None:
     assert_refused(run_script(*line, *small, "--batches", 2), "--batches 2", "order 2")
     assert_refused(run_script(*line, *small, "--name", "_none"), "ckpt_none", "compute_sensitivity.py")
     assert path.read_bytes() == before
+
+
+class PublishedLeNet(nn.Module):
+    """LeNet with the published names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Conv2d(16, 120, 5)
+        self.fc1, self.fc2 = nn.Linear(120, 84), nn.Linear(84, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.avg_pool2d(torch.tanh(self.conv1(x)), 2)
+        x = F.avg_pool2d(torch.tanh(self.conv2(x)), 2)
+        x = torch.tanh(self.conv3(x)).flatten(1)
+        return self.fc2(torch.tanh(self.fc1(x)))
+
+
+def other_programs_state(model: nn.Module, accountant: object) -> dict[str, object]:
+    """What the published program saves: state dicts of Opacus's wrappers, and the accountant itself."""
+    private = GradSampleModule(model)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(private.parameters(), lr=0.1), noise_multiplier=0.6, max_grad_norm=1.0, expected_batch_size=8
+    )
+    private(torch.zeros(2, 1, 32, 32, requires_grad=True)).sum().backward()
+    optimizer.step()
+    return {
+        "net": private.state_dict(), "optimizer": optimizer.state_dict(), "privacy_engine_accountant": accountant
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, nn.Module]]:
+    """A folder of checkpoints as another program leaves them, in both forms of torch.save, and their networks."""
+    folder, models = tmp_path_factory.mktemp("published") / "ckpt1", {}
+    folder.mkdir()
+    for step, accountant in ((0, PRVAccountant()), (10, RDPAccountant()), (TOTAL, PRVAccountant())):
+        torch.manual_seed(step)
+        accountant.step(noise_multiplier=0.6, sample_rate=BATCH / EXAMPLES)
+        models[step] = PublishedLeNet()
+        state = other_programs_state(models[step], accountant)
+        torch.save(state, folder / f"model_step_{step}", _use_new_zipfile_serialization=step != 10)
+    return folder, models
+
+
+def measuring(checkpoints: Path, folder: Path) -> tuple:
+    return (SCRIPT, *TRAINING, "--config", write_config(folder), "--checkpoints", checkpoints)
+
+
+def lenet_state(**changed: torch.Tensor) -> dict[str, dict]:
+    return {"net": PublishedLeNet().state_dict() | {name.replace("_", "."): part for name, part in changed.items()}}
+
+
+def single_norms(model: nn.Module, points: int) -> list[float]:
+    digits = load_dataset("mnist", "train", DATA, index=np.arange(points), normalization="standard", image_size=32)
+    norms = []
+    for image, label in zip(digits.images, digits.labels, strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(image[None]), label[None]), list(model.parameters()))
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).double().norm()))
+    return norms
+
+
+def test_norms_under_checkpoints_of_another_program(published: tuple, tmp_path: Path) -> None:
+    folder, models = published
+    before = tree(folder)
+    line = (*measuring(folder, tmp_path), "--points", 6, "--stages", 3)
+    result = run_script(*line)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(results(tmp_path, 1))
+    assert sorted(table["step"].unique()) == [0, 10, TOTAL] and set(PUBLISHED) <= set(table)
+    for step, model in models.items():
+        plain = PublishedLeNet()
+        plain.load_state_dict({name.removeprefix("_module."): value for name, value in model.state_dict().items()})
+        np.testing.assert_allclose(table.loc[table["step"] == step, "grad_norm"], single_norms(plain, 6), rtol=1e-4)
+    assert tree(folder) == before and not (tmp_path / "sensitivity_dir" / "models").exists()
+    assert "skipped" in run_script(*line).stdout
+    assert_refused(run_script(*line, "--stages", 2), "res1.csv", "stages")
+    # The same run given as another one counts once.
+    again = run_script(*line, "--run", 2)
+    assert again.returncode == 0, again.stderr
+    compo = run_script("renyi_per_instance_sum_compo.py", results(tmp_path, 1), results(tmp_path, 2))
+    assert_refused(compo, "res2.csv", "identical bit for bit", "res1.csv")
+    mean_rule = ("sensitivity/mean_rule.py", *line[1:], "--alpha", 2, "--batches", 4, "--tuples", 2, "--stage", 1)
+    assert run_script(*mean_rule).returncode == 0
+
+
+def test_names_that_wrappers_change(tmp_path: Path) -> None:
+    spec = ModelSpec("lenet5", 10, 1, "mnist", "standard")
+    model = spec.build()
+    own = model.state_dict()
+    wrapped: dict[str, dict] = {
+        "own": own,
+        "Opacus": GradSampleModule(spec.build()).state_dict(),
+        "DataParallel": nn.DataParallel(spec.build()).state_dict(),
+        "compiled": {f"_orig_mod.{name}": value for name, value in own.items()},
+        "compiled and parallel": {f"module._orig_mod.{name}": value for name, value in own.items()},
+        "a part": {name.replace("features.", "features.module."): value for name, value in own.items()},
+    }
+    for what, weights in wrapped.items():
+        path = tmp_path / "x.pt"
+        torch.save({"state_dict": weights, "epoch": 3}, path)
+        assert list(sorted(read_weights(path, model))) == sorted(own), what
+    named = nn.ModuleDict({"module": nn.Linear(2, 2), "plain": nn.ModuleDict({"module": nn.Linear(2, 2)})})
+    assert own_names(named.state_dict(), named.state_dict().keys()).keys() == named.state_dict().keys()
+    prefixed = {f"module.{name}": value for name, value in named.state_dict().items()}
+    assert own_names(prefixed, named.state_dict().keys()).keys() == named.state_dict().keys()
+
+
+class Trap:
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"mkdir {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["privacy_engine_accountant", "net", "a weight", "everything"])
+def test_code_in_checkpoints_does_not_run(tmp_path: Path, zipped: bool, place: str) -> None:
+    marker, folder = tmp_path / "marker", tmp_path / "ckpt1"
+    folder.mkdir()
+    state: Any = other_programs_state(PublishedLeNet(), Trap(marker))
+    if place == "a weight":
+        state["net"]["_module.conv1.bias"] = Trap(marker)
+    elif place == "everything":
+        state = Trap(marker)
+    else:
+        state[place] = Trap(marker)
+    torch.save(state, folder / f"model_step_{TOTAL}", _use_new_zipfile_serialization=zipped)
+    line = (*measuring(folder, tmp_path), "--points", 2)
+    result = run_script(*line, "--stage", 1)
+    assert not marker.exists()
+    if place == "privacy_engine_accountant":
+        assert result.returncode == 0, result.stderr
+    else:
+        assert_refused(result, f"model_step_{TOTAL}", "no state dict", section="Hostile files", what=f"code: {place}")
+
+
+def script(path: Path) -> None:
+    """What PyTorch takes for a TorchScript program, and would run."""
+    torch.save(lenet_state(), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0].split("/")[0] + "/constants.pkl", b"")
+
+
+def grown(path: Path) -> None:
+    """A tensor of 10^12 values in a storage of a few."""
+    small = torch.zeros(4)
+    reduced = small.__reduce_ex__(2)
+    arguments = list(reduced[1])
+    arguments[2], arguments[3] = (10**12,), (1,)
+
+    class Announced:
+        def __reduce__(self) -> tuple:
+            return torch._utils._rebuild_tensor_v2, tuple(arguments)
+
+    torch.save({"net": {"fc1.weight": Announced()}}, path)
+
+
+BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "not a checkpoint": (lambda path: path.write_bytes(b"text"), ["cannot read"]),
+    "empty": (lambda path: path.write_bytes(b""), ["cannot read"]),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:5000]), ["cannot read"]),
+    "a bare pickle": (lambda path: path.write_bytes(pickle.dumps({"net": {}})), ["cannot read"]),
+    "TorchScript": (script, ["TorchScript"]),
+    "too large a tensor": (grown, ["does not fit into its 4 values"]),
+    "another network": (
+        lambda path: torch.save({"net": nn.Linear(2, 2).state_dict()}, path), ["'bias' is too much"]
+    ),
+    "another shape": (
+        lambda path: torch.save(lenet_state(fc2_bias=torch.zeros(9)), path), ["'classifier.2.bias' is missing"]
+    ),
+    "not finite": (
+        lambda path: torch.save(lenet_state(fc2_bias=torch.full((10,), np.nan)), path),
+        ["classifier.2.bias", "not finite"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD_CHECKPOINTS)
+def test_bad_checkpoints_are_refused(published: tuple, tmp_path: Path, what: str) -> None:
+    folder = Path(shutil.copytree(published[0], tmp_path / "ckpt1"))
+    spoil, mentions = BAD_CHECKPOINTS[what]
+    spoil(folder / "model_step_10")
+    line = (*measuring(folder, tmp_path), "--points", 2)
+    assert_refused(run_script(*line, "--stage", 0.5), "model_step_10", *mentions, section="Hostile files", what=what)
+    assert not results(tmp_path, 1).exists()
+
+
+def test_folders_of_checkpoints(published: tuple, tmp_path: Path) -> None:
+    config, folder = write_config(tmp_path), tmp_path / "ckpt1"
+    line = (SCRIPT, *TRAINING, "--config", config, "--points", 2, "--save_freq", 5)
+    assert_refused(run_script(*line, "--checkpoints", folder), "--checkpoints", "ckpt1", "no file whose name ends")
+    folder.mkdir()
+    for name in ("notes.txt", "step_3.json", ".hidden_4"):
+        (folder / name).write_text("")
+    assert_refused(run_script(*line, "--checkpoints", folder), "--checkpoints", "ckpt1", "no file whose name ends")
+    shutil.copy(published[0] / "model_step_0", folder / "epoch-3-step-02.pth.tar")
+    early = run_script(*line, "--checkpoints", folder)
+    assert_refused(early, "--checkpoints", "stage 0.375 is step 7.125", "the nearest checkpoint is of step 2")
+    shutil.copy(published[0] / "model_step_0", folder / "model_step_2")
+    assert_refused(run_script(*line, "--checkpoints", folder), "model_step_2", "same step as epoch-3-step-02.pth.tar")
+    (folder / "model_step_2").rename(folder / "model_step_20")
+    assert_refused(run_script(*line, "--checkpoints", folder), "model_step_20", f"beyond the {TOTAL} steps")
+    place = tmp_path / "sensitivity_dir" / "models" / "ckpt1"
+    shutil.copytree(published[0], place)
+    assert_refused(run_script(*line), place / "model_step_0", "--checkpoints", "--name")
 
 
 def test_removal_trains_without_the_points_by_the_same_mechanism(study: Path, tmp_path: Path) -> None:

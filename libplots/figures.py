@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from libscores.link1 import Link1
 from libscores.link2 import CurveFit
 from libscores.link3 import PrivateMemorization, pure_bound, total_variation_bound
 from libscores.statistics import Estimate
@@ -58,4 +59,33 @@ def memorization_against_epsilon(
     axis.axhline(0, color="black", lw=0.5)
     axis.set(xscale="log", xlabel=r"privacy budget $\epsilon$", ylabel="mean memorization of the top k", title=title)
     axis.legend(frameon=False)
+    return figure
+
+
+def score_against_memorization(title: str, result: Link1, score: str = "curvature") -> Figure:
+    """Draw Link 1: the score in bins of memorization with straight line and subpopulation fit, and every example."""
+    curve = result.curve
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    left.errorbar(
+        curve.memorization, curve.curvature, yerr=1.96 * np.nan_to_num(curve.standard_error),
+        fmt="none", ecolor="tab:gray", elinewidth=0.8, capsize=1.5, zorder=1,
+    )  # fmt: skip
+    sizes = 8 + 12 * np.log2(curve.count)
+    left.scatter(curve.memorization, curve.curvature, s=sizes, color="tab:blue", zorder=2, label="bin mean")
+    grid = np.array([0.0, 1.0])
+    line = result.intercept.value + result.slope.value * grid
+    left.plot(grid, line, color="tab:orange", label="straight line, all examples")
+    left.plot(
+        curve.memorization, result.subpopulation.predict(curve), color="tab:green", lw=1,
+        label=r"$a\,\mathrm{mem}\sqrt{\mathrm{count}} + b\,\mathrm{count}$",
+    )  # fmt: skip
+    left.set(xlabel="memorization score", ylabel=f"{score}, mean over the models that hold the example", ylim=(0, None))
+    left.legend(frameon=False)
+    defined = np.isfinite(result.memorization)
+    right.scatter(
+        result.memorization[defined], result.curvature[defined], s=5, alpha=0.4, color="tab:blue", edgecolors="none"
+    )
+    right.set(xlabel="memorization score", ylabel=f"{score} (log scale)", yscale="log")
+    right.set_title(f"one point per example; Spearman {result.similarity['Spearman']}", fontsize=10)
+    figure.suptitle(title)
     return figure

@@ -383,6 +383,19 @@ _MULTIPLIERS = (
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply in float32: no TF32 or bfloat16 inside products."""
+    precision = [backend.fp32_precision for backend in _MULTIPLIERS]
+    try:
+        for backend in _MULTIPLIERS:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, before in zip(_MULTIPLIERS, precision, strict=True):
+            backend.fp32_precision = before
+
+
+@contextmanager
 def scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
     """Put a model in evaluation mode on the device, parameters frozen; restore modes and flags at the end.
 
@@ -391,18 +404,13 @@ def scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    precision = [backend.fp32_precision for backend in _MULTIPLIERS]
     model.to(device).to(memory_format=_LAYOUT).eval()
     try:
-        for backend in _MULTIPLIERS:
-            backend.fp32_precision = "ieee"
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with torch.autocast(torch.device(device).type, enabled=False):
+        with full_precision(), torch.autocast(torch.device(device).type, enabled=False):
             yield
     finally:
-        for backend, before in zip(_MULTIPLIERS, precision, strict=True):
-            backend.fp32_precision = before
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in flags:

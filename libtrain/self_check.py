@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from libscores.curvature import full_precision
 from libstore.errors import InputError
 from libtrain.streams import evaluating, generators, seeded
 
@@ -311,19 +312,14 @@ class FirstBatch:
     @contextmanager
     def _at_other_weights(self) -> Iterator[None]:
         """Add a tenth of its scale to every trainable weight, and multiply precisely."""
-        precise = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         noise = torch.Generator().manual_seed(0)
-        with _as_found(self.model):
-            try:
-                with torch.no_grad():
-                    for parameter in self._trainable.values():
-                        scale = 0.1 * parameter.float().square().mean().sqrt()
-                        moved = torch.randn(parameter.shape, generator=noise).to(parameter)
-                        parameter.add_(moved * torch.where(scale > 0, scale, 0.05).to(parameter))
-                yield
-            finally:
-                torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precise
+        with _as_found(self.model), full_precision():
+            with torch.no_grad():
+                for parameter in self._trainable.values():
+                    scale = 0.1 * parameter.float().square().mean().sqrt()
+                    moved = torch.randn(parameter.shape, generator=noise).to(parameter)
+                    parameter.add_(moved * torch.where(scale > 0, scale, 0.05).to(parameter))
+            yield
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.index import check_index, index_digest
+from libstore.store import read_sidecar
 
 FORMAT = 1
 """To be raised when what a value of these arrays means changes; results of two formats are never mixed."""
@@ -135,8 +136,25 @@ def list_ratios(root: Path) -> list[str]:
         else []
     )
     if not ratios:
-        raise InputError(f"{root}: no such ensemble (no folders such as 0.7); correct fz_model_dir")
+        reason = "no such ensemble (no folders such as 0.7); correct fz_model_dir"
+        raise InputError(f"{root}: {reason}{_listed(root.parent)}")
     return ratios
+
+
+def _listed(fz_models: Path) -> str:
+    """Say which ensembles are in a folder, each with the flags that name it."""
+    found = []
+    for folder in sorted(fz_models.glob("*/*/")):
+        runs = list(folder.glob("*/aux_arrays.npz"))
+        released = [kind for kind, name in _RELEASED.items() if name == folder.parent.name]
+        try:
+            settings = read_sidecar(runs[0])["settings"] if runs and not released else {}
+            dataset, arch = released[0] if released else (settings["data"]["dataset"], settings["model"]["arch"])
+        except (InputError, KeyError, TypeError):
+            continue
+        if runs:
+            found.append(f"{len(runs)} runs by --dataset {dataset} --arch {arch} --ratio {folder.name}")
+    return f"; there are: {', '.join(found)}" if found else ""
 
 
 def run_dir(root: Path, ratio: str, run: int) -> Path:
@@ -161,7 +179,8 @@ def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]
     """
     folder = root / ratio
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such ensemble; train it with train_fz_models.py or correct fz_model_dir")
+        remedy = "train it with train_fz_models.py or correct fz_model_dir"
+        raise InputError(f"{folder}: no such ensemble; {remedy}{_listed(root.parent)}")
     finished = sorted(path for path in folder.iterdir() if (path / "aux_arrays.npz").exists())
     for path in finished:
         if not (path.name.isascii() and path.name.isdecimal() and len(path.name) <= _LONGEST_NUMBER):

@@ -20,6 +20,7 @@ import numpy as np
 
 from libscores.ranking import select_points
 from libstore import store
+from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.sensitivity_results import TOTAL, read_totals, table_bytes
 
@@ -27,7 +28,8 @@ from libstore.sensitivity_results import TOTAL, read_totals, table_bytes
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("file", type=Path, help="totals, or costs per step")
+    text = "totals, or costs per step (default: <sensitivity_dir>/compo_res/compo_res_all_totals.csv)"
+    parser.add_argument("file", type=Path, nargs="?", help=text)
     parser.add_argument("--cost", default="composed bound", help="column of the totals file to rank by")
     parser.add_argument("--show", type=cli.non_negative_int, default=10, help="points to show at each end")
     parser.add_argument(
@@ -42,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank, save, show."""
     args = parse(argv)
+    args.file = args.file or load_config(args.config).sensitivity_dir / "compo_res" / "compo_res_all_totals.csv"
     points, costs = read_totals(args.file, args.cost)
     if args.select and args.select >= points.size:
         raise InputError(f"{args.file}: --select {args.select} leaves none of its {points.size} points")

@@ -37,6 +37,7 @@ from libtrain.self_check import (
     Chunk,
     batch_statistics,
     check_parameters,
+    describe_layer,
     first_line,
     raise_for_cli,
 )
@@ -144,6 +145,9 @@ class DPTrainer:
         self.draws = first.draws
         if not ghost:
             try:
+                for name, layer in self.model.named_modules():
+                    if getattr(layer, "padding_idx", None) is not None:  # the first examples may be without padding
+                        raise ValueError(f"{describe_layer(self.model, name)} has padding, which Opacus counts in")
                 self._hooked = GradSampleModule(self.model, loss_reduction="sum")
                 problem = first.difference(self._by_hooks, replays=True)
             except (*FAILURES, NotImplementedError) as error:

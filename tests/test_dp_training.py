@@ -299,6 +299,22 @@ def test_plain_training_goes_on_to_the_same_weights(digits, tmp_path: Path, drop
         assert torch.equal(weights(train("state.pt")[0]), weights(undisturbed))
 
 
+@pytest.mark.parametrize("padding", [None, 0])
+def test_hooks_and_ghost_agree_on_tokens(padding: int | None, capsys) -> None:
+    x, y = torch.randint(1, 6, (40, 5), generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    x[1, 2:] = 0  # not among the examples that the first check looks at
+    after = []
+    for mode in GRAD_SAMPLE_MODES:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(6, 4, padding_idx=padding), nn.Flatten(), nn.Linear(20, 3))
+        settings = DPSettings(1, batch_size=40, optimizer="sgd", lr=1.0, lr_drops=(), grad_sample_mode=mode)
+        trainer = DPTrainer(model, x, y, settings, PrivacyPlan(1.0, 1, 0.0))
+        trainer.take_step()
+        after.append(weights(model))
+    torch.testing.assert_close(after[0], after[1], rtol=0, atol=1e-6)
+    assert ("padding, which Opacus counts in" in capsys.readouterr().err) == (padding is not None)
+
+
 def test_learning_rate_drops_at_the_steps_named(digits) -> None:
     trainer = make(digits, lr_drops=(1 / 3, 2 / 3), lr_drop_factor=0.1, lr=1.0)
     rates = []

@@ -87,4 +87,4 @@ def test_what_is_there_is_listed(papers_config: Path, tmp_path: Path) -> None:
     settings = {"data": {"dataset": "mnist"}, "model": {"arch": "smallcnn"}}
     (run / "aux_arrays.json").write_text(json.dumps({"settings": settings, "sha256": "0"}))
     result = run_script("calc_curv_fz_models.py", "--config", papers_config)
-    assert_refused(result, "there are: 1 runs by --dataset mnist --arch smallcnn --ratio 0.7", what="listed")
+    assert_refused(result, "there are: 1 runs by --dataset mnist --arch smallcnn --ratio 0.7")

@@ -385,12 +385,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_scores(path: Path, format: int = 1, made_by: str = "") -> tuple[np.ndarray, dict[str, Any]]:
+def load_scores(path: Path, format: int | None = None, made_by: str = "") -> tuple[np.ndarray, dict[str, Any]]:
     """Read a saved array and its sidecar.
 
     Args:
         path: The array.
-        format: Version of what its numbers mean that the caller takes it for.
+        format: Version of what its numbers mean that the caller takes it for, None for any.
         made_by: The script that makes it, for messages.
 
     Returns:
@@ -406,7 +406,8 @@ def load_scores(path: Path, format: int = 1, made_by: str = "") -> tuple[np.ndar
     content = path.read_bytes()
     if sha256(content) != sidecar["sha256"]:
         raise InputError(f"{path}: the content does not match the sha256 in its sidecar; delete both and score again")
-    check_format(path, sidecar, format, made_by or "the script that makes it")
+    if format is not None:
+        check_format(path, sidecar, format, made_by or "the script that makes it")
     return safe_pickle.load_npy(io.BytesIO(content), path), sidecar
 
 

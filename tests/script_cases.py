@@ -175,7 +175,7 @@ CASES = {
     "private curvature": Case(
         "calc_curv_private_models.py", (*KIND, "--n_probes", "1", "--seed", "0"), "family", every=6
     ),
-    "loss": Case("loss_v_priv.py", KIND, "family", every=5, randomly=2),
+    "loss": Case("loss_v_priv.py", (*KIND, "--suffix", "*"), "family", every=5, randomly=2),
     "memorization": Case("calc_private_memorization.py", KIND, "family", every=5, randomly=2),
     "norms": Case("sensitivity/compute_sensitivity.py", POINTS, every=3),
     "mean rule": Case(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import libcli as cli
-
 import json
 import shutil
 import subprocess
@@ -12,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
 from conftest import ROOT, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 
 from libstore.errors import InputError
 from libstore.fz import read_run
 from libstore.index import load_array
-from libstore.private_models import add_model_choice, find_private_models, read_curvature, scored_models
+from libstore.private_models import PrivateChoice, find_private_models, read_curvature, scored_models
 from libstore.scores import score_path
 from libstore.store import load_scores, read_sidecar
 
@@ -68,7 +67,7 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
 
 def test_loss_against_epsilon(family: Path) -> None:
     config = family / "config.json"
-    result = run_script("loss_v_priv.py", *CHOICE, "--epsilon", 2, 20, 50, "--config", config)
+    result = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--epsilon", 2, 20, 50, "--config", config)
     assert result.returncode == 0 and "no model with epsilon 20" in result.stderr and "no fit" in result.stdout
     losses, sidecar = load_scores(family / "score_dir" / "loss_v_priv" / "mnist_smallcnn.npy")
     assert sidecar["settings"]["epsilons"] == [2, 50] and sidecar["settings"]["seeds"] == list(SEEDS)
@@ -80,7 +79,7 @@ def test_loss_against_epsilon(family: Path) -> None:
         assert (family / "figure_dir" / f"loss_v_priv_mnist_smallcnn.{suffix}").stat().st_size > 5_000
     rows = json.loads((family / "figure_dir" / "results_link2_loss_mnist_smallcnn.json").read_text())
     assert rows[0]["statistic"] == "Spearman(epsilon, test loss)" and -1 <= rows[0]["value"] <= 1
-    refused = run_script("loss_v_priv.py", *CHOICE, "--epsilon", 50, "--config", config)
+    refused = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--epsilon", 50, "--config", config)
     assert_refused(refused, "epsilons: [2.0, 50.0] there, [50.0] asked for", "--overwrite")
 
 
@@ -123,12 +122,6 @@ def test_too_few_models_are_said_and_the_rest_goes_on(family: Path) -> None:
         assert_refused(run_script(script, "--dataset", "cifar10", "--config", config), "no private model of cifar10")
 
 
-def choice(folder: Path, *flags: object) -> cli.Namespace:
-    parser = cli.Parser("")
-    add_model_choice(parser, ["mnist"], ["smallcnn"])
-    return parser.parse_args([*map(str, flags), "--config", str(folder / "config.json")])
-
-
 def copied(family: Path, folder: Path, seeds: Sequence[int]) -> Path:
     """Copy the models of some seeds; return the folder of all."""
     for epsilon in EPSILONS:
@@ -142,7 +135,7 @@ def copied(family: Path, folder: Path, seeds: Sequence[int]) -> Path:
 
 @pytest.mark.parametrize("script", ["loss_v_priv.py", "calc_private_memorization.py"])
 def test_results_grow_with_the_models(family: Path, tmp_path: Path, script: str) -> None:
-    line = (script, *CHOICE, "--config", tmp_path / "config.json")
+    line = (script, *CHOICE, "--suffix", "*", "--config", tmp_path / "config.json")
     models = copied(family, tmp_path, SEEDS[:3])
     assert "made again" not in run_script(*line).stdout
     (kept,) = (tmp_path / "score_dir").rglob("*.npy")
@@ -191,7 +184,10 @@ def test_what_is_no_whole_model_is_named_and_left_out(family: Path, tmp_path: Pa
     (models / name(2) / "aux_arrays.json").write_text("{")
     (models / "cifar10_smallcnn_eps_2_seed_0").mkdir()
     (models / "cifar10_smallcnn_eps_2_seed_0/model.pt").touch()  # nobody asked for it
-    for command in (("loss_v_priv.py", *CHOICE), ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1)):
+    for command in (
+        ("loss_v_priv.py", *CHOICE, "--suffix", "*"),
+        ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1),
+    ):
         result = run_script(*command, "--config", tmp_path / "config.json")
         assert result.returncode == 0, result.stderr
         told = result.stderr.splitlines()
@@ -207,7 +203,7 @@ def test_what_is_no_whole_model_is_named_and_left_out(family: Path, tmp_path: Pa
     for path in models.glob("mnist_*"):
         shutil.rmtree(path)
     shutil.move(tmp_path / f"{name(0)} (copy)", models)
-    nothing = run_script("loss_v_priv.py", *CHOICE, "--config", tmp_path / "config.json")
+    nothing = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--config", tmp_path / "config.json")
     assert nothing.returncode == 2 and len(nothing.stderr.splitlines()) == 1 and "1 left out" in nothing.stderr
 
 
@@ -219,7 +215,7 @@ def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: 
     score = ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1)
 
     def read() -> list[np.ndarray]:
-        found = find_private_models(models, choice(tmp_path))
+        found = find_private_models(models, "mnist", "smallcnn", PrivateChoice())
         scored, missing = scored_models(found, tmp_path / "score_dir", 1e-3)
         assert not missing
         return list(read_curvature(scored, tmp_path / "score_dir", 1e-3))
@@ -240,7 +236,7 @@ def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: 
             with pytest.raises(InputError, match=said):
                 read()
     for script in ("loss_v_priv.py", "calc_private_memorization.py"):
-        refused = run_script(script, *CHOICE, *config)
+        refused = run_script(script, *CHOICE, "--suffix", "*", *config)
         assert refused.returncode == 2 and "optimization.lr (0.01 and 0.001)" in refused.stderr
     assert run_script(*train, "--max_physical_batch_size", 8, "--overwrite", *config).returncode == 0
     path = models / "mnist_smallcnn_eps_2_memorization_seed_2"
@@ -252,7 +248,7 @@ def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: 
     with pytest.raises(InputError, match="curv_scores_.*seed_2.* and .*seed_2/model.pt belong to different weights"):
         read()
     shutil.copy(models / "mnist_smallcnn_eps_2_memorization_seed_1/aux_arrays.npz", path)
-    refused = run_script("loss_v_priv.py", *CHOICE, *config)
+    refused = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", *config)
     assert refused.returncode == 2 and f"{path / 'aux_arrays.npz'}: missing, damaged or of another" in refused.stderr
 
 
@@ -282,4 +278,15 @@ def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
         (tmp_path / "figure_dir" / "results_link2_curvature_mnist_smallcnn_memorization.json").read_text()
     )
     assert {row["statistic"] for row in rows} >= {f"Spearman(epsilon, {s} curvature)" for s in ("mean", "median")}
-    assert (tmp_path / "figure_dir" / "curv_privacy_mnist_smallcnn.png").stat().st_size > 10_000
+    figure = tmp_path / "figure_dir" / "curv_privacy_mnist_smallcnn.png"
+    assert figure.stat().st_size > 10_000
+
+    # Papermill's own way leads to the same, and its second cell of parameters is not left in force.
+    figure.unlink()
+    values = {"config": str(config), "datasets": ["mnist"], "arch": "smallcnn", "suffix": "memorization_*"}
+    executed = tmp_path / "by_papermill.ipynb"
+    papermill.execute_notebook(ROOT / "notebooks/curv_privacy.ipynb", executed, values, progress_bar=False)
+    assert figure.stat().st_size > 10_000
+    again = [*command[:2], str(executed), *command[3:4], "-p", "suffix", "nothing_*"]
+    result = subprocess.run(again, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0 and "nothing_*" in result.stderr

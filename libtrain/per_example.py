@@ -48,9 +48,10 @@ _GRADIENTS_CPU, _GRADIENTS_GPU = 2**24, 2**28
 class PerExampleGradients:
     """Reads per-example gradients of the cross-entropy off a network that is otherwise left as it is.
 
-    In the layer-wise way `nn.Linear` on vectors, `nn.Embedding` and plain `nn.Conv2d` have formulas of their own; any other layer with
-    parameters goes through Opacus's per-sample gradient for its type. The first batch in every mode is compared with
-    autograd (`FirstBatch`), and the first way that agrees is taken; a line on stderr says so if it is a slower one.
+    In the layer-wise way `nn.Linear` on vectors, `nn.Embedding` and plain `nn.Conv2d` have formulas of their own; any
+    other layer with parameters goes through Opacus's per-sample gradient for its type. The first batch in every mode is
+    compared with autograd (`FirstBatch`), and the first way that agrees is taken; a line on stderr says so if it is a
+    slower one.
 
     Args:
         model: A network whose examples do not mix (no BatchNorm in training mode).

@@ -57,6 +57,9 @@ def test_layout_holds_what_the_models_do(ensemble: Path) -> None:
             np.testing.assert_array_equal(arrays.correctness[group], logits.argmax(1) == labels)
             prob = torch.exp(-torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
             np.testing.assert_allclose(arrays.prob[group], prob, atol=1e-5)
+            exact = logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
+            np.testing.assert_allclose(arrays.logodds[group], exact - torch.log(-torch.expm1(exact)), atol=1e-4)
+        np.testing.assert_array_equal(arrays.on(arrays.index["removed"], "logodds")[1], arrays.logodds["removed"])
     assert len(set(subsets)) == 6
 
 
@@ -189,6 +192,9 @@ def rewrite(path: Path, **changes: np.ndarray | None) -> None:
         ({"index_removed": np.arange(200)}, "'correctness_removed' has 60 values for 200"),
         ({"prob_test": np.full(10_000, 1.5)}, "from 0 to 1"),
         ({"prob_test": None}, "not all of prob_train"),
+        ({"logodds_removed": None}, "has 'logodds_train' but not all of logodds_train, logodds_removed"),
+        ({"logodds_train": np.full(140, np.inf)}, "'logodds_train' should hold finite numbers, found inf at 0"),
+        ({"logodds_train": np.zeros(3)}, "'logodds_train' has 3 values for 140"),
         ({"subsample_idx": np.zeros((2, 2), int)}, "one-dimensional"),
     ],
 )

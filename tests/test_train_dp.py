@@ -92,7 +92,8 @@ def test_recorded_privacy_is_what_was_spent(trained: Path) -> None:
     assert spent_epsilon(*recorded, "prv") == pytest.approx(privacy["spent_epsilon"], abs=0.02)
     assert read_sidecar(trained / "model.pt")["provenance"]["privacy"] == privacy
     settings = read_sidecar(trained / "model.pt")["settings"]
-    assert settings["train_on"] == {"n_examples": 200, "index_sha256": index_digest(np.arange(100, 300))}
+    digest = index_digest(np.arange(100, 300))
+    assert settings["train_on"] == {"n_examples": 200, "planned": 200, "index_sha256": digest}
 
 
 def test_same_line_skips_and_other_settings_are_refused(trained: Path) -> None:

@@ -22,6 +22,8 @@ from libdata.errors import InputError
 DISTANCE = "distance (sum)"
 STEP_COST = "Privacy cost"
 TOTAL = "Total Privacy Cost"
+LARGEST = "largest of R runs"
+FORMER_NAMES = {LARGEST: "composed bound", "epsilon largest of R runs": "epsilon composed"}
 DISTANCE_UNITS = ("batch_mean", "norm")
 
 _SETTINGS = ("sigma", "p", "batch_size", "cn")
@@ -256,6 +258,8 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
         InputError: The file cannot be read or has neither form, a point is repeated, or a cost is no number >= 0.
     """
     header = _header(path)
+    for names in (FORMER_NAMES, {old: new for new, old in FORMER_NAMES.items()}):
+        cost = names[cost] if cost not in header and names.get(cost) in header else cost
     if cost not in header and {"point", "step", STEP_COST} <= set(header):
         steps = _read_columns(path, ("point", "step", STEP_COST), unique=("point", "step"))
         points, position = np.unique(steps["point"].astype(np.int64), return_inverse=True)

@@ -87,13 +87,23 @@ def _growth(values: np.ndarray, generator: np.random.Generator, n_resamples: int
 
 
 def _useful_orders(
-    s: np.ndarray, weights: np.ndarray, sample_rate: float, noise_multiplier: float, delta: float, most: int = 12
+    s: np.ndarray, weights: np.ndarray, sample_rate: float, noise_multiplier: float, delta: float, most: int = 16
 ) -> tuple[float, ...]:
-    """Return the orders, at most so many, at which the largest of all runs has its least epsilon for some point."""
-    divergences = divergence_at(s, sample_rate, noise_multiplier, EPSILON_ORDERS)
-    totals = np.array([weights @ divergence.max(axis=0) for divergence in divergences])
-    found = np.unique(epsilon(totals, EPSILON_ORDERS, delta)[1])
-    return tuple(found[np.unique(np.linspace(0, found.size - 1, min(most, found.size)).round().astype(int))].tolist())
+    """Return at most so many orders, from the least to the largest that is best for one run or for the largest of all.
+
+    Best for the points whose epsilon is in the middle fifth, which decide its median.
+    """
+    totals = np.array(
+        [
+            np.concatenate([np.einsum("rsp,s->rp", divergence, weights), weights @ divergence.max(axis=0)[None]])
+            for divergence in divergence_at(s, sample_rate, noise_multiplier, EPSILON_ORDERS)
+        ]
+    )
+    epsilons, best = epsilon(totals, EPSILON_ORDERS, delta)
+    low, high = np.quantile(epsilons, [0.4, 0.6], axis=-1, keepdims=True)
+    middle = best[(epsilons >= low) & (epsilons <= high)]
+    between = np.array([order for order in EPSILON_ORDERS if middle.min() <= order <= middle.max()])
+    return tuple(between[np.unique(np.linspace(0, between.size - 1, most).round().astype(int))].tolist())
 
 
 def median_over_runs_and_points(values: np.ndarray, n_resamples: int = 200, seed: int = 0) -> Estimate:

@@ -190,22 +190,27 @@ def _mean_of_runs(values: np.ndarray) -> Estimate:
 
 
 def _mean_of_pairs(values: np.ndarray, symmetric: bool = False) -> list[Estimate]:
-    """Return means over pairs of runs, shape (R, R', 3) with NaN for no pair, by a jackknife over the runs.
+    """Return means over pairs of runs, shape (R, R', 3), by a jackknife over the runs.
 
-    A run left out takes all its pairs along: of both sides if they are the same runs, else of the shorter list's side.
+    A run left out takes all its pairs along. Two lists of runs add up their squared standard errors, with the degrees
+    of freedom of the shorter; in one list beside itself (symmetric) the pairs of a run with itself do not count.
     """
-    if not symmetric and values.shape[1] < values.shape[0]:
-        values = values.swapaxes(0, 1)
-    runs = len(values)
-    kept = [np.arange(runs) != run for run in range(runs)]
-    parts = [values[keep][:, keep] if symmetric else values[keep] for keep in kept]
-    enough = all(np.isfinite(part).any(axis=(0, 1)).all() for part in parts) and runs > 1
-    left_out = np.array([np.nanmean(part, axis=(0, 1)) for part in parts]) if enough else None
-    return [
-        Estimate(float(value), math.nan, math.nan) if left_out is None
-        else jackknife_interval(float(value), left_out[:, metric])
-        for metric, value in enumerate(np.nanmean(values, axis=(0, 1)))
-    ]  # fmt: skip
+    counts = ~np.eye(len(values), dtype=bool) if symmetric else np.ones(values.shape[:2], dtype=bool)
+    mean = values[counts].mean(axis=0)
+    squared, fewest = np.zeros(len(mean)), min(values.shape[:2]) - symmetric
+    for side in range(1 if symmetric else 2) if fewest > 1 else ():
+        runs = values.shape[side]
+        left_out = []
+        for run in range(runs):
+            kept = counts.copy()
+            kept[(slice(None),) * side + (run,)] = False
+            if symmetric:
+                kept[:, run] = False
+            left_out.append(values[kept].mean(axis=0))
+        squared += (runs - 1) / runs * np.square(np.array(left_out) - np.mean(left_out, axis=0)).sum(axis=0)
+    degrees = fewest - (not symmetric)
+    half = stats.t.ppf(0.975, degrees) * np.sqrt(squared) if fewest > 1 else np.full(len(mean), math.nan)
+    return [Estimate(float(v), float(v - h), float(v + h)) for v, h in zip(mean, half, strict=True)]
 
 
 def nothing_retrained(before: np.ndarray, after: np.ndarray, tolerance: float = 1e-5) -> float | None:

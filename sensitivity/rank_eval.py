@@ -77,9 +77,8 @@ def check_retrained(before: ranking.Runs, after: ranking.Runs, names: tuple[Sequ
         for others, other in zip(before.norms, names[0], strict=True):
             factor = ranking.nothing_retrained(others, norms)
             if factor is not None:
-                raise InputError(
-                    f"{name}: at most steps its norms are {factor:.6g} times those of {other}: one training"
-                )
+                what = f"its norms are {factor:.6g} times those of {other} at most steps"
+                raise InputError(f"{name}: {what}: nothing was trained anew between them")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

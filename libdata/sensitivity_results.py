@@ -268,6 +268,26 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
     return table["point"].astype(np.int64), table[cost]
 
 
+def read_step_costs(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read a file of step costs, `point,step,Privacy cost`.
+
+    Returns:
+        Points (P,), steps (S,), both int64 and increasing, and costs (S, P).
+
+    Raises:
+        InputError: The file cannot be read, lacks a column or a pair of point and step, or repeats one.
+    """
+    names = ("point", "step", STEP_COST)
+    rows = _read_columns(path, names, unique=("point", "step"))
+    points, column = np.unique(rows["point"].astype(np.int64), return_inverse=True)
+    steps, row = np.unique(rows["step"].astype(np.int64), return_inverse=True)
+    if row.size != points.size * steps.size:
+        raise InputError(f"{path}: not every point has a cost at every step")
+    costs = np.empty((steps.size, points.size))
+    costs[row, column] = rows[STEP_COST]
+    return points, steps, costs
+
+
 def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
     """Return columns of equal length as CSV; floats are written so that they read back exactly."""
     return pd.DataFrame(dict(columns)).to_csv(index=False).encode()

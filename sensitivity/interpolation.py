@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.alpha,
             args.delta,
         )
-        row = {"stages": stages.size}
+        row: dict[str, float] = {"stages": stages.size}
         for name, values in (("total", found.total), ("epsilon", found.epsilon)):
             for percent in (2.5, 50, 97.5):
                 row[f"error of {name}, {percent:g} %"] = float(np.nanpercentile(values, percent))

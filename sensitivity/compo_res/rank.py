@@ -72,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.select:
         chosen = select_points(points, costs, args.select, args.which, args.seed)
         settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
+        before = np.empty(0, np.int64)
         if args.removed:
+            before = removed_before(args.removed, points)
             settings["removed_sha256"] = store.file_sha256(args.removed)
-        before = removed_before(args.removed, points) if args.removed else np.empty(0, np.int64)
         for end, listed in (("", np.append(before, chosen)), ("_kept", np.setdiff1d(points, chosen))):
             path = Path(f"{stem}_{args.which}_{args.select}{end}.txt")
             outputs.append((store.Output(path, settings), " ".join(map(str, listed.tolist())).encode() + b"\n"))

@@ -11,7 +11,7 @@ D(without || with) and the larger of both for these points. Other points stay on
 Inputs: result files of sensitivity/compute_sensitivity.py, or the published ones. Outputs, each with a JSON sidecar:
 <output_dir>/<name>.csv, `point,step,Privacy cost`; <name>_totals.csv, a row per point; <name>_runs.csv, the median
 largest of r runs, r = 1...R, with 95 % intervals over runs and points. Measured: 410,000 rows (1,000 points, 41 steps,
-10 runs) in 8 s on one CPU core, and 4 ms more for each run and point by loss distributions.
+10 runs) in 15 s on one CPU core, and 5 ms more for each run and point by loss distributions.
 """
 
 from __future__ import annotations

@@ -20,11 +20,15 @@ from libdata.datasets import dataset_size
 from libmodels.checkpoints import own_names, read_checkpoint, read_weights
 from libstore.errors import InputError
 from libstore.index import check_index, load_array
+from libstore.left_out import TRAINED_ON
 from libstore.sensitivity_results import DISTANCE
 from libstore.store import Output, file_sha256
 from libtrain.dp_options import Study, add_dp_options, load_study, n_steps, settings_of
 from libtrain.dp_training import DPTrainer
 from libtrain.training import predict
+
+REMOVED = "removed"
+"""Value of --points for the points that are left out of the training."""
 
 
 def run_parser(description: str | None, stages: int) -> cli.Parser:
@@ -42,7 +46,7 @@ def run_parser(description: str | None, stages: int) -> cli.Parser:
     text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"
     add("--name", type=_file_name, help=text)
     add("--res_name", type=_file_name, help="what follows res in the name of the result file (default: as --name)")
-    text = "points to measure: the first N, a range A-B, or a file; 0 for the sample only"
+    text = "points to measure: the first N, a range A-B, a file, 0 for the sample only, or removed: --remove-points'"
     add("--points", default="1000", help=text)
     add("--points-sample", type=cli.non_negative_int, default=0, metavar="K", help="measure K random others as well")
     add("--points-seed", type=cli.non_negative_int, default=0, metavar="S", help="seed of --points-sample")
@@ -118,8 +122,15 @@ def choose_points(args: cli.Namespace, study: Study, removed: np.ndarray) -> np.
     """Return the points that --points and --points-sample name, the random ones last.
 
     Raises:
-        InputError: A point is out of range, repeated, removed or not trained on, or there are too few to sample.
+        InputError: A point is out of range, repeated, removed or not trained on, or there are too few to sample;
+            with --points removed, none is removed or a sample is asked for.
     """
+    if args.points == REMOVED:
+        if not removed.size:
+            raise InputError(f"--points {REMOVED}: needs --remove-points")
+        if args.points_sample:
+            raise InputError(f"--points-sample {args.points_sample}: does not go with --points {REMOVED}")
+        return removed
     trained = study.data.index[study.rows]
     only_sample = args.points == "0" and args.points_sample
     size = study.data.split_size
@@ -315,6 +326,7 @@ def measure_stages(
 
 def constant_columns(args: cli.Namespace, privacy: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of a result file that are the same in every row, under their published names."""
+    left_out = {TRAINED_ON: 0} if args.points == REMOVED else {}
     return {
         "p": privacy["sample_rate"],
         "sigma": privacy["noise_multiplier"],
@@ -330,4 +342,5 @@ def constant_columns(args: cli.Namespace, privacy: Mapping[str, Any]) -> dict[st
         "dataset": args.dataset,
         "model": args.arch,
         "reduction": "sum",
+        **left_out,
     }

@@ -14,46 +14,32 @@ was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU t
 from __future__ import annotations
 
 import libcli as cli
+from libcli.choices import add_choices, read_data, read_network
+from libcli.settings import add_settings, read_settings
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata.datasets import DATASETS, NORMALIZATIONS, check_same_content, dataset_size, load_dataset
-from libmodels import ARCHITECTURES
+from libdata.datasets import check_same_content, dataset_size, load_splits
 from libmodels.checkpoints import ModelSpec
 from libmodels.devices import resolve_device
 from libstore.config import load_config
 from libstore.fz import run_dir
-from libstore.index import read_index
+from libstore.index import check_index_content, read_index
 from libstore.store import read_sidecar
 from libtrain.fz_training import FZTraining
-from libtrain.training import SGDSettings
+from libtrain.settings import EnsembleSettings, SGDSettings
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--dataset", choices=DATASETS, default="mnist", help="data set")
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture")
-    cli.add_architecture_options(parser, ARCHITECTURES)
-    parser.add_argument("--subset", default="all", help="examples of the study: all, the first N, or an .npy index")
-    parser.add_argument(
-        "--normalization", choices=NORMALIZATIONS, default="unit", help="pixels in [0,1], or standardised"
-    )
-    parser.add_argument("--ratio", type=cli.fraction, default=0.7, help="share of the examples each run trains on")
+    add_choices(parser)
+    add_settings(parser, EnsembleSettings)
     cli.add_run_range(parser, stop=60)
-    parser.add_argument("--epochs", type=cli.positive_int, default=30, help="passes over the subset")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=64, help="examples of a step")
-    parser.add_argument(
-        "--lr", type=cli.positive_float, default=0.1, help="first learning rate; it falls to 0 as a cosine"
-    )
-    parser.add_argument("--momentum", type=cli.number(float, at_least=0, below=1), default=0.9, help="SGD momentum")
-    parser.add_argument("--weight_decay", type=cli.number(float, at_least=0), default=0.0, help="L2 coefficient")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the whole ensemble")
-    parser.add_argument(
-        "--save_every", type=cli.number(float, at_least=0), default=60.0, help="seconds between saved states"
-    )
+    add_settings(parser, SGDSettings)
+    cli.add_save_every(parser)
     cli.add_device(parser)
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
@@ -62,25 +48,25 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the runs that are not there yet."""
     args = parse(argv)
+    choice, network = read_data(args), read_network(args)
+    shared, sgd = read_settings(EnsembleSettings, args), read_settings(SGDSettings, args)
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
-    shape = {"normalization": args.normalization, "image_size": ARCHITECTURES[args.arch].image_size}
-    index = np.sort(read_index(args.subset, dataset_size(args.dataset, "train", config.data_dir)))
-    data = load_dataset(args.dataset, "train", config.data_dir, index=index, **shape)
-    test = load_dataset(args.dataset, "test", config.data_dir, **shape)
-    spec = ModelSpec.for_dataset(args.arch, data, **cli.architecture_options(args, ARCHITECTURES))
-    sgd = SGDSettings(args.epochs, args.batch_size, args.lr, args.momentum, args.weight_decay)
-    training = FZTraining(data, test, spec, sgd, args.ratio, args.seed, device, args.save_every)
+    index = np.sort(read_index(shared.subset, dataset_size(choice.dataset, "train", config.data_dir)))
+    data, test, size = load_splits(choice, config.data_dir, index, shared.normalization, network.image_size)
+    check_index_content(shared.subset, data.content_sha256)
+    spec = ModelSpec.for_dataset(network, data, size)
+    training = FZTraining(data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every)
 
-    root = config.fz_model_dir / f"{args.dataset}_{args.arch}"
+    root, ratio = config.fz_model_dir / f"{data.name}_{network.name}", str(shared.ratio)
     replaced = {str(run) for run in range(args.start_run, args.stop_run)} if args.overwrite else set()
-    for other in sorted((root / str(args.ratio)).glob("*/aux_arrays.json")):
+    for other in sorted((root / ratio).glob("*/aux_arrays.json")):
         if other.parent.name not in replaced:
             check_same_content(data, read_sidecar(other)["settings"].get("data", {}), other.parent)
-    epochs = (args.stop_run - args.start_run) * args.epochs
+    epochs = (args.stop_run - args.start_run) * sgd.epochs
     with cli.stop_requests() as stopping, cli.progress(epochs, f"training {root.name}", "epochs") as bar:
         for run in range(args.start_run, args.stop_run):
-            folder, before = run_dir(root, str(args.ratio), run), bar.n
+            folder, before = run_dir(root, ratio, run), bar.n
 
             def show(epochs: int, before: int = before) -> None:
                 bar.update(before + epochs - bar.n)
@@ -88,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if stopping():
                 raise cli.Stopped(stopping(), f"{root}: stopped before run {run}; run the same command again to go on")
             result = training.train(run, folder, overwrite=args.overwrite, on_epoch=show, stopping=stopping)
-            show(args.epochs)
+            show(sgd.epochs)
             if result is None:
                 print(f"{folder}: finished before, skipped", flush=True)
             else:

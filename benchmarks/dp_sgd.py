@@ -30,7 +30,8 @@ from torchvision import transforms
 from libdata.datasets import DATASETS, load_dataset
 from libmodels import ARCHITECTURES, build_model
 from libstore.config import load_config
-from libtrain.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer
+from libtrain.dp_training import DPTrainer
+from libtrain.settings import GRAD_SAMPLE_MODES, DPSettings, PrivacyPlan
 
 NOISE_MULTIPLIER, LR = 1.0, 1e-3
 
@@ -89,8 +90,9 @@ def published(arch: str, images: Images, batch_size: int) -> Callable[[int], int
 def ours(arch: str, data, batch_size: int, mode: str) -> Callable[[int], int]:
     """Return a function that takes steps of train_dp.py and counts the examples."""
     model = network(arch)
-    settings = DPSettings(10**9, batch_size, NOISE_MULTIPLIER, lr=LR, grad_sample_mode=mode)
-    trainer = DPTrainer(model, data.images, data.labels, settings)
+    settings = DPSettings(epsilon=1, batch_size=batch_size, lr=LR, lr_drops=(), grad_sample_mode=mode)
+    plan = PrivacyPlan(batch_size / len(data), 10**9, NOISE_MULTIPLIER)
+    trainer = DPTrainer(model, data.images, data.labels, settings, plan)
     return lambda steps: sum(trainer.take_step().size for _ in range(steps))
 
 

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import flop_registry
 from libmodels import ARCHITECTURES, build_model
 from libmodels.devices import resolve_device
 from libscores.curvature import curvature
-from libtrain.dp_training import DPSettings, DPTrainer
+from libtrain.dp_training import DPTrainer
+from libtrain.settings import DPSettings, PrivacyPlan
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def work(kind: Kind, device: torch.device) -> Callable[[], int]:
     if kind.task == "score":
         examples = np.arange(kind.batch)
         return lambda: len(curvature(model, images, labels, examples, batch_size=kind.batch, device=device).curvature)
-    trainer = DPTrainer(model, images, labels, DPSettings(10**9, kind.batch, 1.0))
+    settings, plan = DPSettings(epsilon=1, batch_size=kind.batch, lr_drops=()), PrivacyPlan(1.0, 10**9, 1.0)
+    trainer = DPTrainer(model, images, labels, settings, plan)
     if kind.task == "norm":
         return lambda: len(trainer.gradient_norms(torch.arange(kind.batch)))
     return lambda: trainer.take_step().size  # q = 1: every example is in the batch

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def tokens(files: dict[str, Path], target: Path) -> None:
     rows = {part: [json.loads(line) for line in path.open(encoding="utf-8")] for part, path in files.items()}
     words = Counter(word for row in rows["train"] for word in row["document"].split())
     number = {word: i for i, (word, _) in enumerate(words.most_common(WORDS - 1), 1)}
-    arrays = {f"{part}_y": np.array([row["label"] for row in rows[part]]) for part in files}
+    arrays: dict[str, Any] = {f"{part}_y": np.array([row["label"] for row in rows[part]]) for part in files}
     for part in files:
         texts = [[number.get(word, 0) for word in row["document"].split()[:LENGTH]] for row in rows[part]]
         arrays[f"{part}_x"] = np.array([text + [0] * (LENGTH - len(text)) for text in texts])

@@ -11,6 +11,7 @@ import argparse
 import io
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +77,19 @@ positive_int = number(int, at_least=1)
 non_negative_int = number(int, at_least=0)
 positive_float = number(float, above=0)
 fraction = number(float, above=0, below=1)
+
+
+def file_name(text: str) -> str:
+    """Return part of a file's name; an argparse type."""
+    if not re.fullmatch(r"[\w.=+-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds more than letters, digits and _ . = + -")
+    return text
+
+
+def add_save_every(parser: Parser) -> None:
+    """Add --save_every."""
+    text = "seconds between saved states"
+    parser.add_argument("--save_every", type=number(float, at_least=0), default=60.0, help=text)
 
 
 def add_device(parser: Parser) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from libdata.choice import NORMALIZATIONS
+from libdata.choice import NORMALIZATIONS, DataChoice
 from libdata.own_data import OwnData, content_digest, form_of, moments, own_name, own_size, read_own
 from libstore import safe_pickle
 from libstore.errors import InputError
@@ -293,7 +293,9 @@ def load_dataset(
         pixels, classes, num_classes, digest = own.inputs[split], own.labels[split], own.num_classes, own.sha256
     index = np.arange(len(classes)) if index is None else check_index(index, len(classes), f"index of {name} {split}")
 
-    images = torch.from_numpy(pixels[index])
+    images = torch.from_numpy(np.ascontiguousarray(pixels[index]))
+    if images.ndim == 4 and images.shape[1] == 1:  # the stride of one channel is free, but decides how PyTorch rounds
+        images = images[:, 0, ..., None].movedim(-1, 1)
     if not tokens:
         images = images.float() / 255 if pixels.dtype == np.uint8 else images.float()
     if image_size is not None and images.shape[1:] != (images.shape[1], image_size, image_size):
@@ -320,6 +322,36 @@ def load_dataset(
         split_size=len(classes),
         content_sha256=digest,
     )
+
+
+def load_splits(
+    choice: DataChoice,
+    data_dir: str | Path,
+    index: np.ndarray | None = None,
+    normalization: str = "unit",
+    image_size: int | None = None,
+) -> tuple[Dataset, Dataset, int | None]:
+    """Load the data of a user's choice for a network.
+
+    Args:
+        choice: The choice.
+        data_dir: Folder of the built-in data sets.
+        index: Positions of the wanted training examples; all by default.
+        normalization: As for `load_dataset`.
+        image_size: Height and width that the network needs, None for any.
+
+    Returns:
+        The training examples, the whole test split, and what images were resized to, None for their own size.
+
+    Raises:
+        InputError: As `load_dataset`, or the choice is another image size than the network needs.
+    """
+    if image_size is not None and choice.image_size not in (None, image_size):
+        raise InputError(f"--image_size {choice.image_size}: the network needs {image_size} x {image_size}")
+    size = image_size or choice.image_size
+    arguments = choice.arguments() | {"normalization": normalization, "image_size": size}
+    data = load_dataset(choice.dataset, "train", data_dir, index=index, **arguments)
+    return data, load_dataset(choice.dataset, "test", data_dir, **arguments), size
 
 
 def check_same_content(data: Dataset, kept: Mapping[str, Any], where: str | Path) -> None:

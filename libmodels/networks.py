@@ -113,7 +113,8 @@ def built_in(name: str, options: Mapping[str, Option] | None = None, name_on_dis
     chosen: dict[str, Option] = {key: values[0] for key, values in row.options.items()}
     for key, value in (options or {}).items():
         if key not in row.options:
-            raise InputError(f"network {name} has no option {key!r}; it has: {', '.join(row.options) or 'none'}")
+            has = ", ".join(row.options) or "none"
+            raise InputError(f"--{key} {value}: network {name!r} has no such option; it has: {has}")
         if value not in row.options[key]:
             raise InputError(f"{name}: {key}={value} is unknown; known: {', '.join(row.options[key])}")
         chosen[key] = value

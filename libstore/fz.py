@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.index import check_index, index_digest
+from libstore.store import read_sidecar
 
 FORMAT = 1
 """To be raised when what a value of these arrays means changes; results of two formats are never mixed."""
@@ -29,6 +30,8 @@ _RELEASED = {
 }
 _IN_TFDS_ORDER = ("cifar10-inception", "cifar100-inception")
 GROUPS = ("train", "removed", "test")
+VALUES = ("correctness", "prob", "logodds")
+"""What a run's value on an example may be; a run has the first, and those of the others that its maker knew."""
 _LONGEST_NUMBER = 16  # digits of a run's folder
 _INDEX_KEYS = tuple(f"index_{group}" for group in GROUPS) + ("subsample_idx",)
 _REQUIRED = tuple(f"{kind}_{group}" for kind in ("index", "correctness") for group in GROUPS) + ("subsample_idx",)
@@ -44,12 +47,15 @@ class RunArrays:
             that is an average, for example over augmentations, a share in [0, 1].
         prob: For each group, the probability of the true label, float32; absent from released runs.
         subsample_idx: The subset that was drawn for training, int64.
+        logodds: For each group, ln(p / (1 - p)) of that probability, taken from the logits, float32; absent from
+            released runs and those of earlier versions.
     """
 
     index: dict[str, np.ndarray]
     correctness: dict[str, np.ndarray]
     prob: dict[str, np.ndarray]
     subsample_idx: np.ndarray
+    logodds: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def examples(self) -> np.ndarray:
@@ -61,13 +67,13 @@ class RunArrays:
 
         Args:
             examples: Sorted positions, shape (N,).
-            value: "correctness" or "prob".
+            value: One of `VALUES`.
 
         Returns:
             in_mask (N,) bool, whether the run trained on the example, and the value, float64 (N,), NaN
             where the run does not have the example.
         """
-        values = {"correctness": self.correctness, "prob": self.prob}[value]
+        values: dict[str, np.ndarray] = getattr(self, value)
         if not values:
             raise InputError(f"the run holds no {value!r} arrays; use correctness")
         size = int(examples[-1]) + 1 if len(examples) else 0
@@ -86,8 +92,8 @@ class RunArrays:
     def to_dict(self) -> dict[str, np.ndarray]:
         """Return the arrays under the names of the layout."""
         named = {"subsample_idx": self.subsample_idx}
-        for kind, groups in (("index", self.index), ("correctness", self.correctness), ("prob", self.prob)):
-            named |= {f"{kind}_{group}": values for group, values in groups.items()}
+        for kind in ("index", *VALUES):
+            named |= {f"{kind}_{group}": values for group, values in getattr(self, kind).items()}
         return named
 
 
@@ -135,8 +141,25 @@ def list_ratios(root: Path) -> list[str]:
         else []
     )
     if not ratios:
-        raise InputError(f"{root}: no such ensemble (no folders such as 0.7); correct fz_model_dir")
+        reason = "no such ensemble (no folders such as 0.7); correct fz_model_dir"
+        raise InputError(f"{root}: {reason}{_listed(root.parent)}")
     return ratios
+
+
+def _listed(fz_models: Path) -> str:
+    """Say which ensembles are in a folder, each with the flags that name it."""
+    found = []
+    for folder in sorted(fz_models.glob("*/*/")):
+        runs = list(folder.glob("*/aux_arrays.npz"))
+        released = [kind for kind, name in _RELEASED.items() if name == folder.parent.name]
+        try:
+            settings = read_sidecar(runs[0])["settings"] if runs and not released else {}
+            dataset, arch = released[0] if released else (settings["data"]["dataset"], settings["model"]["arch"])
+        except (InputError, KeyError, TypeError):
+            continue
+        if runs:
+            found.append(f"{len(runs)} runs by --dataset {dataset} --arch {arch} --ratio {folder.name}")
+    return f"; there are: {', '.join(found)}" if found else ""
 
 
 def run_dir(root: Path, ratio: str, run: int) -> Path:
@@ -161,7 +184,8 @@ def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]
     """
     folder = root / ratio
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such ensemble; train it with train_fz_models.py or correct fz_model_dir")
+        remedy = "train it with train_fz_models.py or correct fz_model_dir"
+        raise InputError(f"{folder}: no such ensemble; {remedy}{_listed(root.parent)}")
     finished = sorted(path for path in folder.iterdir() if (path / "aux_arrays.npz").exists())
     for path in finished:
         if not (path.name.isascii() and path.name.isdecimal() and len(path.name) <= _LONGEST_NUMBER):
@@ -232,21 +256,24 @@ def read_run(directory: Path, size: int | None = None) -> RunArrays:
     for key in _REQUIRED:
         if key not in arrays:
             raise InputError(f"{path}: key {key!r} is missing; it holds {', '.join(sorted(arrays)) or 'nothing'}")
-    prob_keys = [f"prob_{group}" for group in GROUPS if f"prob_{group}" in arrays]
-    if prob_keys and len(prob_keys) < len(GROUPS):
-        raise InputError(f"{path}: has {prob_keys[0]!r} but not all of prob_train, prob_removed, prob_test")
     index = {key: _positions(path, key, arrays[key]) for key in _INDEX_KEYS}
-    values = {
-        kind: {group: _shares(path, f"{kind}_{group}", arrays, len(index[f"index_{group}"])) for group in GROUPS}
-        for kind in ("correctness", *(["prob"] if prob_keys else []))
-    }
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for kind in VALUES:
+        keys = {group: f"{kind}_{group}" for group in GROUPS}
+        there = [key for key in keys.values() if key in arrays]
+        if there and len(there) < len(GROUPS):
+            raise InputError(f"{path}: has {there[0]!r} but not all of {', '.join(keys.values())}")
+        values[kind] = {
+            group: _numbers(path, key, arrays, len(index[f"index_{group}"]), shares=kind != "logodds")
+            for group, key in keys.items()
+            if there
+        }
     _check_groups(path, index, size)
     _translate(path, index)
     return RunArrays(
         index={group: index[f"index_{group}"] for group in GROUPS},
-        correctness=values["correctness"],
-        prob=values.get("prob", {}),
         subsample_idx=index["subsample_idx"],
+        **values,
     )
 
 
@@ -277,15 +304,16 @@ def _positions(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _shares(path: Path, key: str, arrays: dict[str, np.ndarray], expected: int) -> np.ndarray:
-    array = _vector(path, key, arrays[key])
+def _numbers(path: Path, key: str, arrays: dict[str, np.ndarray], expected: int, *, shares: bool) -> np.ndarray:
+    """Return a group's values, which are from 0 to 1 if they are shares, else finite."""
+    array, wanted = _vector(path, key, arrays[key]), "values from 0 to 1" if shares else "finite numbers"
     if len(array) != expected:
         raise InputError(f"{path}: key {key!r} has {len(array)} values for {expected} examples")
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: key {key!r} should hold values from 0 to 1, found {array.dtype}")
-    wrong = np.flatnonzero(~((array >= 0) & (array <= 1)))
+        raise InputError(f"{path}: key {key!r} should hold {wanted}, found {array.dtype}")
+    wrong = np.flatnonzero(~((array >= 0) & (array <= 1) if shares else np.isfinite(array)))
     if wrong.size:
-        raise InputError(f"{path}: key {key!r} should hold values from 0 to 1, found {array[wrong[0]]} at {wrong[0]}")
+        raise InputError(f"{path}: key {key!r} should hold {wanted}, found {array[wrong[0]]} at {wrong[0]}")
     return array
 
 

@@ -26,6 +26,7 @@ def setting(
     below: float = math.inf,
     at_most: float = math.inf,
     metavar: str | None = None,
+    flag: str | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class.
 
@@ -38,11 +39,11 @@ def setting(
         below: Numbers must be below this.
         at_most: Numbers must be at most this.
         metavar: How --help names the value.
+        flag: The flag, where it is not -- and the field's name.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    return dataclasses.field(
-        default=default, metadata={"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar}
-    )
+    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "flag": flag}
+    return dataclasses.field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,14 @@ _BEFORE_FORMATS: dict[str, Callable[[dict[str, str]], str] | None] = {
 }
 """Settings, by how their keys begin, that results without a `format` may lack: what those were made with, as flat
 JSON from their flat settings, or None where it is not known, so that nothing is compared."""
+_BEFORE_OWN_NETWORKS: dict[str, Callable[[str], str] | None] = {
+    "built_in": lambda arch: arch,
+    "source": lambda arch: "null",
+    "tokens": lambda arch: "false",
+    "image_size": None,
+    "input_shape": None,
+}
+"""What descriptions of networks from before there were networks from outside lack: the same, from their `arch`."""
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -207,6 +215,10 @@ def _value(settings: dict[str, str], key: str, old: bool) -> str | None:
         for beginning, known in _BEFORE_FORMATS.items():
             if key.startswith(beginning):
                 return known(settings) if known else None
+    network, _, part = key.rpartition(".")
+    if key not in settings and f"{network}.arch" in settings and part in _BEFORE_OWN_NETWORKS:
+        told = _BEFORE_OWN_NETWORKS[part]
+        return told(settings[f"{network}.arch"]) if told else None
     return settings.get(key, "nothing")
 
 

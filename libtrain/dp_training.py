@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import libcli as cli
 
-import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
-from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
+from libmodels.checkpoints import ModelSpec
 from libstore.errors import InputError
 from libstore.store import Output
 from libtrain.per_example import PerExampleGradients
@@ -38,54 +37,16 @@ from libtrain.self_check import (
     Chunk,
     batch_statistics,
     check_parameters,
+    describe_layer,
     first_line,
     raise_for_cli,
 )
+from libtrain.settings import DPSettings, PrivacyPlan
 from libtrain.streams import INIT, NETWORK, NOISE, ORDER, check_stream, evaluating, seeded, stream_seed
+from libtrain.unfinished import Unfinished
 
 _CHECK_EVERY = 50
 """Steps between two looks at the loss: each look waits for a GPU."""
-OPTIMIZERS = ("rmsprop", "sgd", "adam")
-GRAD_SAMPLE_MODES = ("ghost", "hooks")
-
-
-@dataclass(frozen=True)
-class DPSettings:
-    """What decides the result of a private training, besides the data and the network.
-
-    Attributes:
-        steps: Number of steps.
-        batch_size: Expected batch size B, which the noisy sum is divided by.
-        sample_rate: Probability q of an example to be in a batch; None for B/N exactly.
-        noise_multiplier: Standard deviation of the noise over `max_grad_norm`.
-        max_grad_norm: Clipping norm C.
-        optimizer: One of `OPTIMIZERS`.
-        lr: Learning rate of the first step.
-        momentum: Momentum of "sgd" and "rmsprop".
-        lr_drops: Steps after which the learning rate is multiplied by `lr_drop_factor`.
-        lr_drop_factor: That factor.
-        seed: Seed of the streams of initial weights, batches and noise.
-        order_seed: Seed of the batches, None for `seed`.
-        noise_seed: Seed of the noise, None for `seed`.
-        grad_sample_mode: "ghost" or "hooks".
-        max_physical_batch_size: Examples that are worked on at once; bounds memory, changes rounding only.
-    """
-
-    steps: int
-    batch_size: int
-    noise_multiplier: float
-    max_grad_norm: float = 1.0
-    optimizer: str = "rmsprop"
-    lr: float = 1e-3
-    momentum: float = 0.0
-    lr_drops: tuple[int, ...] = ()
-    lr_drop_factor: float = 0.1
-    seed: int = 0
-    order_seed: int | None = None
-    noise_seed: int | None = None
-    grad_sample_mode: str = "ghost"
-    max_physical_batch_size: int = 512
-    sample_rate: float | None = None
 
 
 def seeded_model(spec: ModelSpec, seed: int) -> nn.Module:
@@ -123,7 +84,8 @@ class DPTrainer:
         model: Network from `seeded_model`, on the device of the data; trained in place, in the mode it is in.
         images: Inputs of all examples, shape (M, ...), on one device.
         labels: Classes, int64, shape (M,), on the same device.
-        settings: The settings.
+        settings: The settings; the budget among them is not looked at.
+        plan: Sample rate, number of steps and noise.
         train_on: Rows of the N examples to train on, int64, shape (N,); all by default. A row's draws do not
             depend on which other rows are trained on.
 
@@ -132,17 +94,21 @@ class DPTrainer:
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, settings: DPSettings, train_on: Tensor | None = None
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        settings: DPSettings,
+        plan: PrivacyPlan,
+        train_on: Tensor | None = None,
     ) -> None:
-        self.model, self.images, self.labels, self.settings = model, images, labels, settings
+        self.model, self.images, self.labels, self.settings, self.plan = model, images, labels, settings, plan
         self._train_on = torch.arange(len(labels)) if train_on is None else train_on.cpu()
         if not 1 <= settings.batch_size <= len(self._train_on):
             raise InputError(f"--batch_size {settings.batch_size}: there are {len(self._train_on)} training examples")
-        self.sample_rate = settings.sample_rate or settings.batch_size / len(self._train_on)
         self.step = self.empty_batches = 0
-        batches, noise = (settings.seed if one is None else one for one in (settings.order_seed, settings.noise_seed))
-        self._sampler = torch.Generator().manual_seed(stream_seed(batches, 0, ORDER))
-        self._noise = torch.Generator(images.device).manual_seed(stream_seed(noise, 0, NOISE))
+        self._sampler = torch.Generator().manual_seed(stream_seed(settings.stream("order"), 0, ORDER))
+        self._noise = torch.Generator(images.device).manual_seed(stream_seed(settings.stream("noise"), 0, NOISE))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = PerExampleGradients(model)
         self._hooked: GradSampleModule | None = None
@@ -151,7 +117,7 @@ class DPTrainer:
         wrapper = DPOptimizer if self._hooked else DPOptimizerFastGradientClipping
         self._private = wrapper(
             self._optimizer,
-            noise_multiplier=settings.noise_multiplier,
+            noise_multiplier=plan.noise_multiplier,
             max_grad_norm=settings.max_grad_norm,
             expected_batch_size=settings.batch_size,
             generator=self._noise,
@@ -179,6 +145,9 @@ class DPTrainer:
         self.draws = first.draws
         if not ghost:
             try:
+                for name, layer in self.model.named_modules():
+                    if getattr(layer, "padding_idx", None) is not None:  # the first examples may be without padding
+                        raise ValueError(f"{describe_layer(self.model, name)} has padding, which Opacus counts in")
                 self._hooked = GradSampleModule(self.model, loss_reduction="sum")
                 problem = first.difference(self._by_hooks, replays=True)
             except (*FAILURES, NotImplementedError) as error:
@@ -224,12 +193,12 @@ class DPTrainer:
         The uniforms are float64, so that the rate is q to 2^-53.
         """
         uniform = torch.rand(len(self.labels), generator=generator or self._sampler, dtype=torch.float64)
-        return self._train_on[uniform[self._train_on] < self.sample_rate]
+        return self._train_on[uniform[self._train_on] < self.plan.sample_rate]
 
     def take_step(self) -> Step:
         """Draw a batch and take a noisy step on it, also if it is empty."""
         settings = self.settings
-        drops = sum(self.step >= drop for drop in settings.lr_drops)
+        drops = sum(self.step >= round(share * self.plan.steps) for share in settings.lr_drops)
         for group in self._optimizer.param_groups:
             group["lr"] = settings.lr * settings.lr_drop_factor**drops
         batch = self.sample()
@@ -364,75 +333,56 @@ def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
-    if settings.momentum:
-        raise InputError(f"--momentum {settings.momentum}: adam has no momentum setting")
     return torch.optim.Adam(parameters, lr=settings.lr)
-
-
-def read_state(state: Output) -> dict[str, Any] | None:
-    """Return what `train_private` kept of an unfinished training, or None.
-
-    Raises:
-        InputError: It belongs to other settings; the message shows both.
-    """
-    return read_checkpoint(state.path) if state.finished() else None
 
 
 def train_private(
     trainer: DPTrainer,
-    state: Output,
+    unfinished: Unfinished,
     *,
-    kept: dict[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    made_by: Mapping[str, Any] | None = None,
-    save_every: float = 60.0,
     at: Collection[int] = (),
     on_step: Callable[[DPTrainer], object] | None = None,
     report: Callable[[Step], object] | None = None,
-    stopping: Callable[[], object] = lambda: False,
-) -> bool:
-    """Take the steps that are left; a killed call, made again, ends in the same weights bit for bit.
+) -> None:
+    """Take the steps that are left; a killed or stopped call, made again, ends in the same weights bit for bit.
 
     Args:
         trainer: The training.
-        state: Where the unfinished state is kept; the caller removes it once the result is saved.
-        kept: What `read_state` returned; the training goes on from there.
-        extra: Plain values to keep beside the trainer's state, for the caller.
-        made_by: Provenance of the saved state.
-        save_every: Seconds between two saved states; 0 saves after every step.
+        unfinished: Its state, asked for before every step; what it holds is gone on with.
         at: Numbers of finished steps at which `on_step` is called: 0 is before the first, `steps` the end.
         on_step: Called with the trainer, which it may read but not change. After a kill, calls since the last
             saved state, and the one at that state, are made again with the same weights.
         report: Called after every step.
-        stopping: Asked before every step; when true, the state is saved and the training left.
-
-    Returns:
-        Whether all steps are done; false after a stop.
 
     Raises:
-        InputError: The loss is not finite at some step, or a weight at the end.
+        Stopped: It was asked to stop; the state is saved.
+        InputError: The loss is not finite at some step, or a weight at the end, or the state is of another plan.
     """
-    where = state.path.parent
-    if kept:
-        check_stream(trainer.draws, kept["trainer"], state.path)
+    where, plan = unfinished.output.path, trainer.plan
+    if kept := unfinished.read():
+        if "privacy" in kept and PrivacyPlan.of_record(kept["privacy"]) != plan:
+            raise InputError(f"{where}: another process left it, of another noise; run the same command again")
+        check_stream(trainer.draws, kept["trainer"], where)
         trainer.load_state(kept["trainer"])
-    saved = time.monotonic()
     while True:
         if on_step and trainer.step in at:
             on_step(trainer)
-        if trainer.step == trainer.settings.steps:
+        if trainer.step == plan.steps:
             break
-        stop = stopping()
-        if stop or time.monotonic() - saved >= save_every:
-            state.save(to_bytes({**(extra or {}), "trainer": trainer.state()}), made_by or {})
-            saved = time.monotonic()
-        if stop:
-            return False
+        unfinished.pause(
+            lambda: {"privacy": plan.record(trainer.settings), "trainer": trainer.state()},
+            f"step {trainer.step} of {plan.steps}",
+        )
         step = trainer.take_step()
         if step.number % _CHECK_EVERY == 0 and not torch.isfinite(step.loss):
-            raise InputError(f"{where}: the loss is not finite at step {step.number}; lower --lr")
+            raise InputError(f"{where.parent}: the loss is not finite at step {step.number}; lower --lr")
         if report:
             report(step)
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters()):
-        raise InputError(f"{where}: the weights are not finite after {trainer.step} steps; lower --lr")
-    return True
+        raise InputError(f"{where.parent}: the weights are not finite after {trainer.step} steps; lower --lr")
+
+
+def kept_plan(state: Output) -> PrivacyPlan | None:
+    """Return the plan of an unfinished training, or None; raises InputError as `Unfinished.read`."""
+    kept = Unfinished(state).read()
+    return PrivacyPlan.of_record(kept["privacy"]) if kept else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import libcli as cli
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from libdata.datasets import Dataset
 from libmodels.checkpoints import ModelSpec, model_bytes
@@ -18,8 +17,10 @@ from libmodels.devices import describe_device
 from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
 from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
+from libtrain.settings import SGDSettings
 from libtrain.streams import INIT, SUBSET, seeded, stream_seed
-from libtrain.training import SGDSettings, predict, train_sgd
+from libtrain.training import check_batches, run_arrays, train_sgd
+from libtrain.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class FZTraining:
         seed: Seed of the ensemble; (seed, run) decides a run.
         device: Where to train.
         save_every: Seconds between saved states of an unfinished run.
+
+    Raises:
+        InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs.
     """
 
     data: Dataset
@@ -51,11 +55,18 @@ class FZTraining:
             raise InputError(
                 f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
             )
+        few, model = self.sgd.batch_size, self._model(0).to(self.device)
+        images, labels = (part[:few].to(self.device) for part in (self.data.images, self.data.labels))
+        check_batches(model, images, labels, few, self.n_train)
 
     @property
     def n_train(self) -> int:
         """Number of examples a run trains on."""
         return round(self.ratio * len(self.data))
+
+    def _model(self, run: int) -> nn.Module:
+        with seeded(stream_seed(self.seed, run, INIT), torch.device("cpu")):
+            return self.spec.build()
 
     def train(
         self,
@@ -79,7 +90,7 @@ class FZTraining:
             Stopped: It was asked to stop; the unfinished state is saved.
             InputError: The folder holds results of other settings, or training diverged.
         """
-        settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": vars(self.sgd)}
+        settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": self.sgd.as_dict()}
         settings |= {"data": self.data.identity(), "model": self.spec.describe()}
         checkpoints = folder / "checkpoints"
         weights = Output(checkpoints / "model.pt", settings, FORMAT)
@@ -93,24 +104,14 @@ class FZTraining:
                 state.remove()
             made_by, started = provenance(made_before(state.path), **describe_device(self.device)), time.monotonic()
             rng = np.random.default_rng(stream_seed(self.seed, run, SUBSET))
-            chosen = rng.permutation(len(self.data))
-            rows = {"train": np.sort(chosen[: self.n_train]), "removed": np.sort(chosen[self.n_train :])}
-            with seeded(stream_seed(self.seed, run, INIT), torch.device("cpu")):
-                model = self.spec.build().to(self.device)
-            images, labels = self.data.images.to(self.device), self.data.labels.to(self.device)
-            if not train_sgd(
-                model, images[rows["train"]], labels[rows["train"]], self.sgd, seed=self.seed, run=run,
-                state=state, made_by=made_by, save_every=self.save_every, on_epoch=on_epoch, stopping=stopping,
-            ):  # fmt: skip
-                raise cli.Stopped(stopping(), f"{folder}: stopped and saved; run the same command again to go on")
-            correct, prob = predict(model, images, labels)
-            test_correct, test_prob = predict(model, self.test.images.to(self.device), self.test.labels.to(self.device))
-            result = RunArrays(
-                index={group: self.data.index[row] for group, row in rows.items()} | {"test": self.test.index},
-                correctness={group: correct[row] for group, row in rows.items()} | {"test": test_correct},
-                prob={group: prob[row] for group, row in rows.items()} | {"test": test_prob},
-                subsample_idx=self.data.index[rows["train"]],
+            rows = np.sort(rng.permutation(len(self.data))[: self.n_train])
+            model = self._model(run).to(self.device)
+            images, labels = (part[rows].to(self.device) for part in (self.data.images, self.data.labels))
+            unfinished = Unfinished(state, save_every=self.save_every, stopping=stopping, made_by=made_by)
+            train_sgd(
+                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch
             )
+            result, _ = run_arrays(model, self.data, self.test, rows)
             made_by["seconds"] = round(time.monotonic() - started, 3)
             content = model_bytes(model, self.spec)
             weights.save(content, made_by)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import libcli as cli
 
-import argparse
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,70 +15,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from libdata.datasets import dataset_size
+from libdata.choice import DataChoice
+from libdata.datasets import Dataset, dataset_size
 from libmodels.checkpoints import own_names, read_checkpoint, read_weights
+from libmodels.networks import Network
 from libstore.errors import InputError
 from libstore.index import check_index, load_array
 from libstore.left_out import TRAINED_ON
 from libstore.sensitivity_results import DISTANCE
 from libstore.store import Output, file_sha256
-from libtrain.dp_options import Study, add_dp_options, load_study, n_steps, settings_of
 from libtrain.dp_training import DPTrainer
+from libtrain.private_study import Study, load_study
+from libtrain.settings import DPSettings, MeasureSettings, PrivacyPlan, StudySettings
 from libtrain.training import predict
 
 REMOVED = "removed"
 """Value of --points for the points that are left out of the training."""
-
-
-def run_parser(description: str | None, stages: int) -> cli.Parser:
-    """Return a parser of the flags that say what a run trains, what to measure in it, and under which names.
-
-    Args:
-        description: The script's docstring.
-        stages: Default of --stages.
-    """
-    parser = cli.Parser(description)
-    add_dp_options(parser, epsilon=10.0, seed=None)
-    parser.set_defaults(arch="lenet5", epochs=40, optimizer="sgd", lr=0.1, lr_drops=[])
-    add = parser.add_argument
-    add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
-    text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"
-    add("--name", type=_file_name, help=text)
-    add("--res_name", type=_file_name, help="what follows res in the name of the result file (default: as --name)")
-    text = "points to measure: the first N, a range A-B, a file, 0 for the sample only, or removed: --remove-points'"
-    add("--points", default="1000", help=text)
-    add("--points-sample", type=cli.non_negative_int, default=0, metavar="K", help="measure K random others as well")
-    add("--points-seed", type=cli.non_negative_int, default=0, metavar="S", help="seed of --points-sample")
-    add("--remove-points", metavar="FILE", help="points to leave out of the training (default: none)")
-    add("--stages", type=cli.number(int, at_least=2), default=stages, help="measure at i/(STAGES-1) of the training")
-    text = "measure at this one share only, from its checkpoint (default: all)"
-    add("--stage", type=_share, metavar="SHARE", help=text)
-    text = "measure under the checkpoints of another program in this folder, files whose names end in their step, and "
-    add("--checkpoints", type=Path, metavar="FOLDER", help=text + "do not train (default: train)")
-    add("--save_freq", type=cli.positive_int, default=100, help="steps between checkpoints")
-    return parser
-
-
-def parse_run(parser: cli.Parser, argv: Sequence[str] | None) -> cli.Namespace:
-    """Parse, and fill in the seed and the names that follow from the run's number."""
-    args = parser.parse_args(argv)
-    args.seed = args.run if args.seed is None else args.seed
-    args.name = args.name or str(args.run)
-    args.res_name = args.res_name or args.name
-    return args
-
-
-def _file_name(text: str) -> str:
-    if not re.fullmatch(r"[\w.=+-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} holds more than letters, digits and _ . = + -")
-    return text
-
-
-def _share(text: str) -> float:
-    share = cli.number(float, at_least=0)(text)
-    if share > 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range, must be <= 1")
-    return share
 
 
 def read_points(text: str, size: int) -> np.ndarray:
@@ -107,93 +58,94 @@ def read_points(text: str, size: int) -> np.ndarray:
     return check_index(points, size, text)
 
 
-def stage_shares(args: cli.Namespace) -> list[float]:
-    """Return the shares of the training that --stages or --stage name."""
-    return [i / (args.stages - 1) for i in range(args.stages)] if args.stage is None else [args.stage]
-
-
 def stage_steps(stages: Iterable[float], total_steps: int, checkpoint_steps: np.ndarray) -> list[int]:
     """Return the checkpoint next to each share of the training, the earlier one on a tie, without repeats."""
     wanted = [share * total_steps for share in stages]
     return sorted({int(checkpoint_steps[np.argmin(np.abs(checkpoint_steps - step))]) for step in wanted})
 
 
-def choose_points(args: cli.Namespace, study: Study, removed: np.ndarray) -> np.ndarray:
-    """Return the points that --points and --points-sample name, the random ones last.
+def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray) -> np.ndarray:
+    """Return the points that the settings name, the random ones last.
 
     Raises:
         InputError: A point is out of range, repeated, removed or not trained on, or there are too few to sample;
             with --points removed, none is removed or a sample is asked for.
     """
-    if args.points == REMOVED:
+    if measuring.points == REMOVED:
         if not removed.size:
             raise InputError(f"--points {REMOVED}: needs --remove-points")
-        if args.points_sample:
-            raise InputError(f"--points-sample {args.points_sample}: does not go with --points {REMOVED}")
+        if measuring.points_sample:
+            raise InputError(f"--points-sample {measuring.points_sample}: does not go with --points {REMOVED}")
         return removed
     trained = study.data.index[study.rows]
-    only_sample = args.points == "0" and args.points_sample
-    size = study.data.split_size
-    points = np.empty(0, np.int64) if only_sample else read_points(args.points, size)
+    only_sample = measuring.points == "0" and measuring.points_sample
+    points = np.empty(0, np.int64) if only_sample else read_points(measuring.points, study.data.split_size)
     wrong = np.setdiff1d(points, trained)
     if wrong.size:
         reason = "is among the removed" if wrong[0] in removed else "is not among the training examples"
-        raise InputError(f"--points {args.points}: point {wrong[0]} {reason}")
-    others = np.setdiff1d(trained, points)
-    if args.points_sample > len(others):
-        raise InputError(f"--points-sample {args.points_sample}: only {len(others)} other points are trained on")
-    sample = np.random.default_rng(args.points_seed).choice(others, args.points_sample, replace=False)
+        raise InputError(f"--points {measuring.points}: point {wrong[0]} {reason}")
+    others, wanted = np.setdiff1d(trained, points), measuring.points_sample
+    if wanted > len(others):
+        raise InputError(f"--points-sample {wanted}: only {len(others)} other points are trained on")
+    sample = np.random.default_rng(measuring.points_seed).choice(others, wanted, replace=False)
     return np.concatenate([points, np.sort(sample)])
 
 
-def load_study_and_points(args: cli.Namespace, data_dir: Path) -> tuple[Study, np.ndarray]:
-    """Load the data without the points of --remove-points, and return it with the points to measure.
+def load_study_and_points(
+    choice: DataChoice,
+    network: Network,
+    study: StudySettings,
+    settings: DPSettings,
+    measuring: MeasureSettings,
+    data_dir: Path,
+) -> tuple[Study, np.ndarray]:
+    """Load the data without the points to remove, and return it with the points to measure.
 
     Raises:
         InputError: As `load_study`, `read_points` and `choose_points`.
     """
-    size = dataset_size(args.dataset, "train", data_dir)
-    removed = read_points(args.remove_points, size) if args.remove_points else np.empty(0, np.int64)
-    study = load_study(args, data_dir, leave_out=removed)
-    return study, choose_points(args, study, removed)
+    removed = np.empty(0, np.int64)
+    if measuring.remove_points:
+        removed = read_points(measuring.remove_points, dataset_size(choice.dataset, "train", data_dir))
+    loaded = load_study(choice, network, study, settings, data_dir, leave_out=removed)
+    return loaded, choose_points(measuring, loaded, removed)
 
 
-def kept_checkpoints(args: cli.Namespace, folder: Path, study: Study) -> Checkpoints:
-    """Return the checkpoints that these flags keep, every --save_freq steps and the last, under a sensitivity_dir.
+def kept_checkpoints(folder: Path, study: Study, settings: DPSettings, measuring: MeasureSettings) -> Checkpoints:
+    """Return the checkpoints that a training keeps in a folder: every so many steps, and the last.
 
-    With --checkpoints, those that are in its folder.
+    Where `measuring` names checkpoints of another program, those.
 
     Raises:
-        InputError: The folder of the flags has checkpoints of another program, or --checkpoints has none to measure
-            under.
+        InputError: The folder has checkpoints of another program, or none is there to measure under.
     """
-    total, settings = n_steps(args, study.planned), settings_of(args, study)
-    if args.checkpoints is not None:
-        return _others_checkpoints(args, total, settings)
-    place = folder / "models" / f"ckpt{args.name}"
-    strange = [path for path in _numbered_files(place).values() if not path.name.startswith("step_")]
+    total, decided = settings.steps(study.planned), study.describe(settings)
+    if measuring.checkpoints is not None:
+        return _others_checkpoints(Path(measuring.checkpoints), total, decided, measuring)
+    strange = [path for path in _numbered_files(folder).values() if not path.name.startswith("step_")]
     if strange:
         remedy = "--checkpoints measures under them, --name trains in another folder"
         raise InputError(f"{strange[0]}: not a checkpoint of this program; {remedy}")
-    steps = np.unique(np.append(np.arange(0, total, args.save_freq), total))
-    return Checkpoints(place, steps, settings)
+    return Checkpoints(folder, np.unique([*range(0, total, measuring.save_freq), total]), decided)
 
 
-def _others_checkpoints(args: cli.Namespace, total: int, settings: dict[str, Any]) -> Checkpoints:
-    files = _numbered_files(args.checkpoints)
+def _others_checkpoints(
+    folder: Path, total: int, decided: Mapping[str, Any], measuring: MeasureSettings
+) -> Checkpoints:
+    files = _numbered_files(folder)
     if not files:
-        raise InputError(f"--checkpoints {args.checkpoints}: no file whose name ends in a step, such as model_step_100")
+        raise InputError(f"--checkpoints {folder}: no file whose name ends in a step, such as model_step_100")
     steps = np.array(sorted(files))
     if steps[-1] > total:
         raise InputError(f"{files[steps[-1]]}: beyond the {total} steps of --epochs, --batch_size and the examples")
-    reach = max(args.save_freq, *np.diff(steps), 0)
-    for share in stage_shares(args):
+    reach = max(measuring.save_freq, *np.diff(steps), 0)
+    for share in measuring.shares:
         nearest = steps[np.argmin(np.abs(steps - share * total))]
         if abs(nearest - share * total) > reach:
             stage = f"stage {share:g} is step {share * total:g}"
-            raise InputError(f"--checkpoints {args.checkpoints}: {stage}, the nearest checkpoint is of step {nearest}")
+            raise InputError(f"--checkpoints {folder}: {stage}, the nearest checkpoint is of step {nearest}")
     digest = hashlib.sha256("".join(f"{step} {file_sha256(files[step])}\n" for step in steps.tolist()).encode())
-    return Checkpoints(args.checkpoints, steps, {**settings, "checkpoints_sha256": digest.hexdigest()}, files)
+    return Checkpoints(folder, steps, {**decided, "checkpoints_sha256": digest.hexdigest()}, files)
 
 
 def _numbered_files(folder: Path) -> dict[int, Path]:
@@ -239,12 +191,13 @@ class Checkpoints:
             [self.output(int(step)).finished(overwrite=overwrite) for step in self.steps]
         )
 
-    def privacy(self) -> dict[str, Any] | None:
-        """Return the plan that is kept with the first checkpoint, if that is there."""
+    def plan(self, *, overwrite: bool = False) -> PrivacyPlan | None:
+        """Return the plan that is kept with the first checkpoint, if that is there; raises as `finished`."""
         if self.others is not None:
             return None
         first = self.output(0)
-        return read_checkpoint(first.path)["privacy"] if first.path.exists() and first.finished() else None
+        there = first.finished(overwrite=overwrite)
+        return PrivacyPlan.of_record(read_checkpoint(first.path)["privacy"]) if there else None
 
     def load(self, step: int, trainer: DPTrainer) -> None:
         """Put the weights of one step into a trainer's network.
@@ -262,16 +215,14 @@ class Checkpoints:
         trainer.model.load_state_dict(own_names(weights, trainer.model.state_dict()))
 
 
-def measure(
-    trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: tuple[torch.Tensor, torch.Tensor]
-) -> dict[str, np.ndarray]:
+def measure(trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Dataset) -> dict[str, np.ndarray]:
     """Measure points under the trainer's present weights.
 
     Args:
         trainer: Its clipping norm C and batch size B give the published column `distance (sum)`, min(norm, C)/B.
         points: Positions of the points, (P,).
         rows: Their rows of the trainer's data, (P,).
-        test: Images and labels of the test split, on the trainer's device.
+        test: The test split.
 
     Returns:
         Columns of a result file, each (P,).
@@ -280,7 +231,7 @@ def measure(
     clipped = np.minimum(norms, trainer.settings.max_grad_norm)
     there = rows.to(trainer.images.device)
     correct, _ = predict(trainer.model, trainer.images[there], trainer.labels[there])
-    accuracy = predict(trainer.model, *test)[0].mean()
+    accuracy = predict(trainer.model, test.images, test.labels)[0].mean()
     return {
         "point": points,
         DISTANCE: clipped / trainer.settings.batch_size,
@@ -297,7 +248,6 @@ def measure_stages(
     stages: Iterable[float],
     points: np.ndarray,
     study: Study,
-    test: tuple[torch.Tensor, torch.Tensor],
     stopping: Callable[[], int] = lambda: 0,
 ) -> pd.DataFrame:
     """Measure points at the checkpoints next to shares of the training; `measure` says what a row holds.
@@ -307,7 +257,7 @@ def measure_stages(
         InputError: A gradient norm is not finite.
     """
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-    wanted = stage_steps(stages, trainer.settings.steps, checkpoints.steps)
+    wanted = stage_steps(stages, trainer.plan.steps, checkpoints.steps)
     tables: list[pd.DataFrame] = []
     with cli.progress(len(wanted), f"measuring {checkpoints.folder.name}", "stages") as bar:
         for step in wanted:
@@ -315,32 +265,35 @@ def measure_stages(
                 at = f"stopped while measuring, {len(tables)} of {len(wanted)} stages done and all checkpoints kept"
                 raise cli.Stopped(stopping(), f"{checkpoints.folder}: {at}; run the same command again to go on")
             checkpoints.load(step, trainer)
-            columns = measure(trainer, points, rows, test)
+            columns = measure(trainer, points, rows, study.test)
             bad = np.flatnonzero(~np.isfinite(columns["grad_norm"]))
             if bad.size:
-                raise InputError(f"{checkpoints.file(step)}: the gradient norm of point {points[bad[0]]} is not finite")
+                file = checkpoints.file(step)
+                raise InputError(f"{file}: the gradient norm of point {points[bad[0]]} is not finite")
             tables.append(pd.DataFrame({"step": step, **columns}))
             bar.update()
     return pd.concat(tables)
 
 
-def constant_columns(args: cli.Namespace, privacy: Mapping[str, Any]) -> dict[str, Any]:
+def constant_columns(
+    study: Study, settings: DPSettings, plan: PrivacyPlan, measuring: MeasureSettings, run: int
+) -> dict[str, Any]:
     """Return the columns of a result file that are the same in every row, under their published names."""
-    left_out = {TRAINED_ON: 0} if args.points == REMOVED else {}
+    left_out = {TRAINED_ON: 0} if measuring.points == REMOVED else {}
     return {
-        "p": privacy["sample_rate"],
-        "sigma": privacy["noise_multiplier"],
-        "cn": args.max_grad_norm,
-        "batch_size": args.batch_size,
-        "eps": args.epsilon,
-        "delta": args.delta,
-        "lr": args.lr,
-        "epochs": args.epochs,
-        "total_steps": privacy["steps"],
-        "seed": args.seed,
-        "run": args.run,
-        "dataset": args.dataset,
-        "model": args.arch,
+        "p": plan.sample_rate,
+        "sigma": plan.noise_multiplier,
+        "cn": settings.max_grad_norm,
+        "batch_size": settings.batch_size,
+        "eps": settings.epsilon,
+        "delta": settings.delta,
+        "lr": settings.lr,
+        "epochs": settings.epochs,
+        "total_steps": plan.steps,
+        "seed": settings.seed,
+        "run": run,
+        "dataset": study.data.name,
+        "model": study.spec.arch,
         "reduction": "sum",
         **left_out,
     }

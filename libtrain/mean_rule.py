@@ -8,50 +8,48 @@ import torch
 
 from libscores import one_step, renyi
 from libtrain.dp_training import DPTrainer
+from libtrain.settings import MeanRuleSettings
 
 FORMAT = 1
 """To be raised when what a column means changes; results of two formats are never mixed."""
 
 
 def measure_mean_rule(
-    trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, order: int, delta: float, n_batches: int, n_tuples: int,
-    seed: int,
-) -> pd.DataFrame:  # fmt: skip
+    trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, how: MeanRuleSettings
+) -> pd.DataFrame:
     """Measure points under the trainer's present weights.
 
     A step of the mean rule releases the mean of a batch's clipped gradients with noise of standard deviation
     noise_multiplier C / B; DP-SGD itself divides the sum by the expected batch size B, which is the sum rule.
 
     Args:
-        trainer: Its settings give C, B, q and the noise multiplier.
+        trainer: Its settings and plan give C, B, q, the noise multiplier and the delta of the epsilon columns.
         points: Positions of the points, (P,).
         rows: Their rows of the trainer's data, (P,).
-        order: Rényi order, whole, >= 2.
-        delta: Delta of the epsilon columns.
-        n_batches: Batches to sample, more than `order`.
-        n_tuples: Tuples of batches for every number of them that hold the point.
-        seed: Seed of batches and tuples.
+        how: Order of the divergences, and how many batches and tuples of them are drawn.
 
     Returns:
         A row per point: divergences in nats and epsilon at delta of one step. The coupled bound has a standard error
         over the batches. The theorem's value has none: the logarithm of a mean over few tuples is too low, and rises
-        with `n_tuples`.
+        with `how.tuples`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    batches = [trainer.sample(generator) for _ in range(n_batches)]
+    generator = torch.Generator().manual_seed(how.batch_seed)
+    batches = [trainer.sample(generator) for _ in range(how.batches)]
     drawn = [trainer.clipped_sum(chosen) for chosen in (*batches, *rows.split(1))]
     vectors = one_step.same_inner_products(torch.stack(drawn).double().numpy())
-    sums, gradients = vectors[:n_batches], vectors[n_batches:]
+    sums, gradients = vectors[: how.batches], vectors[how.batches :]
     holds = np.array([np.isin(rows.numpy(), batch.numpy()) for batch in batches])
     sizes = np.array([len(batch) for batch in batches])
 
-    settings, q = trainer.settings, trainer.sample_rate
-    clip, noise = settings.max_grad_norm, settings.noise_multiplier
+    settings, q, noise = trainer.settings, trainer.plan.sample_rate, trainer.plan.noise_multiplier
+    clip, delta, order = settings.max_grad_norm, settings.delta, how.alpha
     table = []
     for point, gradient, held in zip(points, gradients, holds.T, strict=True):
         without = sums - held[:, None] * gradient
         unit = clip / settings.batch_size
-        step = one_step.mean_rule_step(without, sizes - held, gradient, q, noise * unit, order, n_tuples, seed)
+        step = one_step.mean_rule_step(
+            without, sizes - held, gradient, q, noise * unit, order, how.tuples, how.batch_seed
+        )
         coupled, coupled_error = one_step.coupled_mean_rule_divergence(step.coupled, order)
         sensitivity = min(float(np.linalg.norm(gradient)) / clip, 1.0)
         epsilon, _ = one_step.one_step_epsilon(step.shift[:, None] / unit, q, noise, delta)

@@ -48,9 +48,10 @@ _GRADIENTS_CPU, _GRADIENTS_GPU = 2**24, 2**28
 class PerExampleGradients:
     """Reads per-example gradients of the cross-entropy off a network that is otherwise left as it is.
 
-    In the layer-wise way `nn.Linear` on vectors and plain `nn.Conv2d` have formulas of their own; any other layer with
-    parameters goes through Opacus's per-sample gradient for its type. The first batch in every mode is compared with
-    autograd (`FirstBatch`), and the first way that agrees is taken; a line on stderr says so if it is a slower one.
+    In the layer-wise way `nn.Linear` on vectors, `nn.Embedding` and plain `nn.Conv2d` have formulas of their own; any
+    other layer with parameters goes through Opacus's per-sample gradient for its type. The first batch in every mode is
+    compared with autograd (`FirstBatch`), and the first way that agrees is taken; a line on stderr says so if it is a
+    slower one.
 
     Args:
         model: A network whose examples do not mix (no BatchNorm in training mode).
@@ -228,6 +229,8 @@ def _norms(layers: list[_LayerGradients]) -> Tensor:
 
 def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[Any, Tensor, Tensor], _LayerGradients]:
     if all(p.requires_grad for p in layer.parameters()):
+        if type(layer) is nn.Embedding and not layer.scale_grad_by_freq and not layer.sparse:
+            return _embedding
         if type(layer) is nn.Linear and inputs.dim() == 2:
             return _linear
         if (
@@ -281,6 +284,24 @@ def _conv2d(layer: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> _LayerGradien
         )  # fmt: skip
         sums: dict[Tensor, Tensor] = {layer.weight: weight}
         return sums if layer.bias is None else sums | {layer.bias: bias}
+
+    return squares, weighted_sums
+
+
+@torch.no_grad()
+def _embedding(layer: nn.Embedding, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
+    """Sum, for every example, the gradients at each of its tokens: what is not a token of it has none."""
+    if layer.padding_idx is not None:
+        gradient = gradient.masked_fill((inputs == layer.padding_idx)[..., None], 0)
+    ids, outer = inputs.flatten(1), gradient.reshape(len(inputs), -1, layer.embedding_dim)
+    rows = torch.arange(len(ids), device=ids.device)[:, None] * layer.num_embeddings
+    tokens, position = (rows + ids).unique(return_inverse=True)
+    sums = outer.new_zeros(len(tokens), layer.embedding_dim).index_add_(0, position.flatten(), outer.flatten(0, 1))
+    squares = outer.new_zeros(len(ids)).index_add_(0, tokens // layer.num_embeddings, sums.square().sum(1))
+
+    def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
+        scaled = (outer * factor[:, None, None]).flatten(0, 1)
+        return {layer.weight: torch.zeros_like(layer.weight).index_add_(0, ids.flatten(), scaled)}
 
     return squares, weighted_sums
 

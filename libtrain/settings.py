@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from libdata.choice import NORMALIZATIONS
 from libscores.accounting import ACCOUNTANTS
 from libstore.errors import InputError
 from libstore.settings import REQUIRED, Settings, setting
 
 OPTIMIZERS = ("rmsprop", "sgd", "adam")
 GRAD_SAMPLE_MODES = ("ghost", "hooks")
+SEED_STREAMS = ("init", "order", "noise")
+_NORMALIZATION_TEXT = "pixels in [0,1], or standardised"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,28 @@ class SGDSettings(Settings):
     lr: float = setting(0.1, "first learning rate; it falls to 0 as a cosine", above=0)
     momentum: float = setting(0.9, "SGD momentum", at_least=0, below=1)
     weight_decay: float = setting(0.0, "L2 coefficient", at_least=0)
+
+
+@dataclass(frozen=True)
+class EnsembleSettings(Settings):
+    """What the runs of an ensemble share."""
+
+    subset: str = setting("all", "examples of the study: all, the first N, or an .npy index")
+    normalization: str = setting("unit", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
+    ratio: float = setting(0.7, "share of the examples each run trains on", above=0, below=1)
+    seed: int = setting(0, "seed of the whole ensemble", at_least=0)
+
+
+@dataclass(frozen=True)
+class StudySettings(Settings):
+    """Which examples a private training is about, and which of them it sees."""
+
+    normalization: str = setting("standard", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
+    data_subset: str = setting("all", "examples of the study: all, the first N, or an .npy index")
+    subset: str | None = setting(
+        None, ".npy index of the examples to train on, among those of the study (default: all of them)"
+    )
+    allow_large_delta: bool = setting(False, "accept a delta of 1/N or more, N the training examples")
 
 
 @dataclass(frozen=True)
@@ -60,16 +86,25 @@ class DPSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.momentum and self.optimizer == "adam":
-            raise InputError(f"momentum {self.momentum:g}: adam has none, leave it out")
+            raise InputError(f"--momentum {self.momentum:g}: adam has none, leave it out")
 
     def stream(self, name: str) -> int:
-        """Return the seed of a stream: "init", "order" or "noise"."""
+        """Return the seed of one of `SEED_STREAMS`."""
         own: int | None = getattr(self, f"{name}_seed")
         return self.seed if own is None else own
 
     def steps(self, n_train: int) -> int:
         """Return the number of steps of the expected passes over so many training examples."""
         return max(1, round(self.epochs * n_train / self.batch_size))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as a sidecar groups them: privacy, optimization, seed and seeds."""
+        plain = self.as_dict()
+        privacy = {key: plain.pop(key) for key in ("epsilon", "delta", "accountant", "max_grad_norm", "batch_size")}
+        for stream in SEED_STREAMS:
+            del plain[f"{stream}_seed"]
+        seeds = {stream: self.stream(stream) for stream in SEED_STREAMS}
+        return {"privacy": privacy, "seed": plain.pop("seed"), "seeds": seeds, "optimization": plain}
 
 
 @dataclass(frozen=True)
@@ -87,3 +122,57 @@ class PrivacyPlan:
     steps: int
     noise_multiplier: float
     spent_epsilon: float = float("nan")
+
+    def record(self, settings: DPSettings) -> dict[str, Any]:
+        """Return budget and mechanism, as they are kept beside the weights."""
+        budget = {key: getattr(settings, key) for key in ("epsilon", "delta", "accountant", "max_grad_norm")}
+        return budget | asdict(self)
+
+    @staticmethod
+    def of_record(record: dict[str, Any]) -> PrivacyPlan:
+        """Return the plan that `record` told of."""
+        return PrivacyPlan(*(record[key] for key in ("sample_rate", "steps", "noise_multiplier", "spent_epsilon")))
+
+
+@dataclass(frozen=True)
+class MeasureSettings(Settings):
+    """Which points are measured at which stages of a training."""
+
+    points: str = setting(
+        "1000", "points to measure: the first N, a range A-B, a file, 0 for the sample only, or removed: those left out"
+    )
+    points_sample: int = setting(0, "measure K random others as well", at_least=0, metavar="K", flag="--points-sample")
+    points_seed: int = setting(0, "seed of --points-sample", at_least=0, metavar="S", flag="--points-seed")
+    remove_points: str | None = setting(
+        None, "points to leave out of the training (default: none)", metavar="FILE", flag="--remove-points"
+    )
+    stages: int = setting(41, "measure at i/(STAGES-1) of the training", at_least=2)
+    stage: float | None = setting(
+        None, "measure at this one share only, from its checkpoint (default: all)",
+        at_least=0, at_most=1, metavar="SHARE",
+    )  # fmt: skip
+    save_freq: int = setting(100, "steps between checkpoints", at_least=1)
+    checkpoints: str | None = setting(
+        None, "measure under the checkpoints of another program in this folder, files whose names end in their step, "
+        "and do not train (default: train)", metavar="FOLDER",
+    )  # fmt: skip
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the training at which to measure."""
+        return [i / (self.stages - 1) for i in range(self.stages)] if self.stage is None else [self.stage]
+
+
+@dataclass(frozen=True)
+class MeanRuleSettings(Settings):
+    """How one step of the mean rule is measured."""
+
+    alpha: int = setting(8, "Rényi order", at_least=2)
+    batches: int = setting(64, "batches to sample at a stage", at_least=2)
+    tuples: int = setting(16, "tuples of batches for each number of hits", at_least=1)
+    batch_seed: int = setting(0, "seed of batches and tuples", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batches <= self.alpha:
+            raise InputError(f"--batches {self.batches}: order {self.alpha} takes more than {self.alpha} batches")

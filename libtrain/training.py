@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,31 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libmodels.checkpoints import read_checkpoint, to_bytes
+from libdata.datasets import Dataset
+from libscores.logit_scores import log_odds
 from libstore.errors import InputError
-from libstore.store import Output
+from libstore.fz import VALUES, RunArrays
 from libtrain.self_check import check_trainable
-from libtrain.streams import INIT as INIT
+from libtrain.settings import SGDSettings
 from libtrain.streams import NETWORK, ORDER, check_stream, evaluating, seeded, stream_seed
-
-
-@dataclass(frozen=True)
-class SGDSettings:
-    """Stochastic gradient descent with momentum and a cosine schedule to zero.
-
-    Attributes:
-        epochs: Passes over the training examples.
-        batch_size: Examples of a step; the last batch of an epoch may be smaller.
-        lr: Learning rate of the first step.
-        momentum: Heavy-ball momentum.
-        weight_decay: Coefficient of the L2 penalty.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
+from libtrain.unfinished import Unfinished
 
 
 def train_sgd(
@@ -48,55 +29,51 @@ def train_sgd(
     *,
     seed: int,
     run: int,
-    state: Output,
-    made_by: Mapping[str, Any] | None = None,
-    save_every: float = 60.0,
+    unfinished: Unfinished,
     on_epoch: Callable[[int], object] | None = None,
-    stopping: Callable[[], object] = lambda: False,
-) -> bool:
-    """Train a network in place; a killed call, made again, ends in the same weights bit for bit.
+) -> None:
+    """Train a network in place; a killed or stopped call, made again, ends in the same weights bit for bit.
 
     Args:
         model: Network on the device of the data, in the mode in which it is to be trained.
-        images: Inputs, shape (N, C, H, W), on one device.
+        images: Inputs, shape (N, ...), on one device.
         labels: Classes, int64, shape (N,), on the same device.
         settings: The optimiser's settings.
         seed: Seed of the ensemble.
         run: Number of the run; (seed, run, epoch) decide the order of the batches and what the network draws.
-        state: Where the unfinished state is kept; the caller removes it once the result is saved.
-        made_by: Provenance of that state.
-        save_every: Seconds between two saved states; 0 saves after every epoch.
+        unfinished: Its state, asked for before every epoch; what it holds is gone on with.
         on_epoch: Called with the number of finished epochs, at the start and after each.
-        stopping: Asked after every epoch; when true, the state is saved and the training left.
-
-    Returns:
-        Whether all epochs are done; false after a stop.
 
     Raises:
+        Stopped: It was asked to stop; the state is saved.
         InputError: The loss is not finite, the unfinished state belongs to other settings, or the network cannot be
             trained on such inputs.
     """
-    draws = check_trainable(model, images[: settings.batch_size], labels[: settings.batch_size])
+    draws = check_batches(model, images, labels, settings.batch_size, len(labels))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps_per_epoch)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     done = 0
-    if state.finished():
-        kept = read_checkpoint(state.path)
-        check_stream(draws, kept, state.path)
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        scheduler.load_state_dict(kept["scheduler"])
+    if kept := unfinished.read():
+        check_stream(draws, kept, unfinished.output.path)
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
         done = kept["epochs_done"]
-    saved = time.monotonic()
     if on_epoch:
         on_epoch(done)
-    for epoch in range(done, settings.epochs):
-        order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, epoch))
+
+    def state() -> dict[str, Any]:
+        kept = {name: part.state_dict() for name, part in parts.items()}
+        return {**kept, "epochs_done": done, "network_stream": NETWORK}
+
+    while done < settings.epochs:
+        unfinished.pause(state, f"epoch {done} of {settings.epochs}")
+        order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, done))
         total = torch.zeros((), device=images.device)
-        with seeded(stream_seed(seed, run, NETWORK, epoch), images.device):
+        with seeded(stream_seed(seed, run, NETWORK, done), images.device):
             for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(images[batch]), labels[batch])
@@ -104,52 +81,80 @@ def train_sgd(
                 optimizer.step()
                 scheduler.step()
                 total += loss.detach()
+        done += 1
         if not torch.isfinite(total):
-            raise InputError(f"run {run}: the loss is not finite in epoch {epoch + 1}; lower --lr (now {settings.lr})")
-        last = epoch + 1 == settings.epochs
-        stop = stopping() and not last
-        if stop or (not last and time.monotonic() - saved >= save_every):
-            unfinished = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "epochs_done": epoch + 1,
-                "network_stream": NETWORK,
-            }
-            state.save(to_bytes(unfinished), made_by or {})
-            saved = time.monotonic()
+            raise InputError(f"run {run}: the loss is not finite in epoch {done}; lower --lr (now {settings.lr})")
         if on_epoch:
-            on_epoch(epoch + 1)
-        if stop:
-            return False
-    return True
+            on_epoch(done)
+
+
+def check_batches(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, n_train: int) -> bool:
+    """Try a network on a whole batch and on the last one of an epoch, which is smaller; see `check_trainable`.
+
+    Args:
+        model: The network; it is not changed.
+        images: Some inputs, shape (N, ...).
+        labels: Their classes.
+        batch_size: Examples of a step.
+        n_train: Number of training examples.
+
+    Returns:
+        Whether the network draws random numbers.
+    """
+    sizes = (min(batch_size, n_train), n_train % batch_size or batch_size)
+    return any([check_trainable(model, images[:size], labels[:size]) for size in sizes])
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> dict[str, np.ndarray]:
     """Evaluate a network on examples.
 
     Args:
-        model: Network on the device of the data, in any mode.
-        images: Inputs, shape (N, C, H, W).
+        model: Network, in any mode.
+        images: Inputs, shape (N, ...).
         labels: Classes, int64, shape (N,).
         batch_size: Examples per forward pass.
 
     Returns:
-        Whether the largest logit is the label's, bool (N,), and the label's probability, float32 (N,).
+        Of each example, shape (N,): "correctness", whether the largest logit is the label's, bool; "prob", the label's
+        probability, "logodds", ln(prob / (1 - prob)) taken from the logits, and "loss", the cross-entropy, float32.
     """
-    correct, prob = [], []
-    with evaluating(model), seeded(0, images.device):
+    device = next(model.parameters(), images).device
+    parts: dict[str, list[Tensor]] = {"correctness": [], "prob": [], "logodds": [], "loss": []}
+    with evaluating(model), seeded(0, device):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            x, y = x.to(device), y.to(device)
             logits = model(x)
-            correct.append(logits.argmax(1) == y)
-            prob.append(logits.softmax(1).gather(1, y[:, None])[:, 0])
-    return torch.cat(correct).cpu().numpy(), torch.cat(prob).float().cpu().numpy()
+            parts["correctness"].append(logits.argmax(1) == y)
+            parts["prob"].append(logits.softmax(1).gather(1, y[:, None])[:, 0].float())
+            parts["logodds"].append(log_odds(logits.float(), y))
+            parts["loss"].append(F.cross_entropy(logits, y, reduction="none").float())
+    return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
 
 
-@torch.inference_mode()
-def example_losses(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> np.ndarray:
-    """Return the cross-entropy of every example, float32 (N,); arguments as for `predict`."""
-    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    with evaluating(model), seeded(0, images.device):
-        return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in parts]).float().cpu().numpy()
+def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Return "correctness" and "prob" of `evaluate`."""
+    found = evaluate(model, images, labels, batch_size)
+    return found["correctness"], found["prob"]
+
+
+def run_arrays(model: nn.Module, data: Dataset, test: Dataset, rows: np.ndarray) -> tuple[RunArrays, np.ndarray]:
+    """Assemble what is kept of a trained network.
+
+    Args:
+        model: The network.
+        data: The training-split examples of the study.
+        test: The test split.
+        rows: Rows of `data` that it was trained on, sorted.
+
+    Returns:
+        Its arrays, and its loss on every test example, float32.
+    """
+    groups = {"train": rows, "removed": np.setdiff1d(np.arange(len(data)), rows)}
+    here, there = (evaluate(model, part.images, part.labels) for part in (data, test))
+    arrays = RunArrays(
+        index={group: data.index[of] for group, of in groups.items()} | {"test": test.index},
+        subsample_idx=data.index[rows],
+        **{kind: {group: here[kind][of] for group, of in groups.items()} | {"test": there[kind]} for kind in VALUES},
+    )
+    return arrays, there["loss"]

@@ -6,43 +6,49 @@
 set -eu
 word() { echo "$1"; }
 . "$(dirname -- "$0")/flags.sh"
-subset_dir='' config='' given=$# papers=$dataset
-read_flags "dataset arch epsilons seeds suffix config${on_subsets:+ subset_dir}" '' "$@"
+subset_dir='' config='' dataset_name='' arch_name='' given=$# papers=$dataset
+read_flags "dataset arch epsilons seeds suffix config dataset_name arch_name${on_subsets:+ subset_dir}" '' "$@"
 refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon seed subset
 refuse_flags 'is not for these models, which are trained on all examples' subset_dir
-# subsets CONFIG: the folder of make_memorization_subsets.py's subsets, from the top of the repository if it is below that.
-subsets() {
-    code='import sys; import libcli as cli; from libstore import config; top = config.DEFAULT_CONFIG.parent'
-    code="$code; path = lambda: config.load_config(sys.argv.pop() or config.DEFAULT_CONFIG).private_model_dir / 'subsets'"
-    code="$code; short = lambda path: path.relative_to(top) if path.is_relative_to(top) else path"
-    code="$code; sys.argv[0] = '$(basename -- "$0" .sh)'; cli.run(lambda: print(short(path())))"
-    PYTHONPATH=$(dirname -- "$script_file")/.. "${PYTHON:-python}" -c "$code" "$1"
-}
-
 for epsilon in $epsilons; do
     case $epsilon in *[!0-9.]* | *.*.* | .) refuse "--epsilons: $epsilon is not a positive number" ;; esac
 done
 for seed in $seeds; do
     case $seed in *[!0-9]*) refuse "--seeds: $seed is not a whole number" ;; esac
 done
-arch=$(quoted "$arch")
-[ -z "${on_subsets:-}" ] || [ -n "$subset_dir" ] || subset_dir=$(subsets "$config")
-[ -z "$config" ] || flags=" --config $(quoted "$config")$flags"
+names=''
+[ -z "$dataset_name" ] || names="$names --dataset_name $(quoted "$dataset_name")"
+[ -z "$arch_name" ] || names="$names --arch_name $(quoted "$arch_name")"
+[ -z "$config" ] || names="$names --config $(quoted "$config")"
+flags=$names$flags
+
+# known DATA: set $on_disk, $network and $subsets to what DATA and the network are called, and where DATA's subsets are.
+known() {
+    on_disk=$1 network=$arch subsets=$subset_dir/$1
+    case $1$dataset_name$arch$arch_name in *[!A-Za-z0-9_]*) outside=1 ;; *) outside='' ;; esac
+    if [ -z "$outside" ] && { [ -z "${on_subsets:-}" ] || [ -n "$subset_dir" ]; }; then return; fi
+    set -- "python scripts/names_on_disk.py --dataset $(quoted "$1") --arch $(quoted "$arch")$names"
+    found=$(cd -- "$(dirname -- "$script_file")/.." && sh -c "$1") || exit
+    on_disk=$(echo "$found" | sed -n 1p) network=$(echo "$found" | sed -n 2p)
+    if [ -n "$subset_dir" ]; then subsets=$subset_dir/$on_disk; else subsets=$(echo "$found" | sed -n 3p); fi
+}
+
 for one in $dataset; do
     [ "$given" != 0 ] || break
     # shellcheck disable=SC2086  # the first words of two lists
-    check_line "python $script --dataset $(quoted "$one") --arch $arch --epsilon $(word $epsilons) --seed $(word $seeds)$flags"
+    check_line "python $script --dataset $(quoted "$one") --arch $(quoted "$arch") --epsilon $(word $epsilons) --seed $(word $seeds)$flags"
     [ "$dataset" != "$papers" ] || break
 done
 for one in $dataset; do
-    name=$(quoted "$one")
+    known "$one"
+    kind="--dataset $(quoted "$one") --arch $(quoted "$arch")"
     for seed in $seeds; do
         subset=''
-        [ -z "$subset_dir" ] || subset=" --subset $(quoted "$subset_dir/$one/subset_$seed.npy")"
+        [ -z "${on_subsets:-}" ] || subset=" --subset $(quoted "$subsets/subset_$seed.npy")"
         for epsilon in $epsilons; do
             end="$subset --suffix $(quoted "$suffix$seed")$flags"
-            [ -z "${named:-}" ] || end=" --name $(quoted "_${one}_${arch}_eps_${epsilon}_$suffix$seed")$flags"
-            printf '%s\n' "python $script --dataset $name --arch $arch --epsilon $epsilon --seed $seed$end"
+            [ -z "${named:-}" ] || end=" --name $(quoted "_${on_disk}_${network}_eps_${epsilon}_$suffix$seed")$flags"
+            printf '%s\n' "python $script $kind --epsilon $epsilon --seed $seed$end"
         done
     done
 done

@@ -13,19 +13,19 @@ JSON sidecar. Takes seconds.
 from __future__ import annotations
 
 import libcli as cli
+from libcli.choices import add_choices, read_data, read_network
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from libdata.datasets import DATASETS, dataset_size
-from libmodels import ARCHITECTURES
+from libdata.datasets import dataset_name, dataset_size
 from libscores.link3 import draw_subset, top_k
 from libscores.memorization import memorization
 from libstore.comparable import kept
 from libstore.config import load_config
 from libstore.errors import InputError
-from libstore.fz import ensemble_root, read_run, run_dir
+from libstore.fz import VALUES, ensemble_root, read_run, run_dir
 from libstore.index import index_digest, load_array
 from libstore.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
 from libstore.store import Output, array_bytes, exclusive, provenance
@@ -35,10 +35,9 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="mnist", help="data set")
-    add("--arch", choices=ARCHITECTURES, default="smallcnn", help="architecture of the ensemble")
+    add_choices(parser)
     add("--ensemble_ratio", default="0.7", help="folder of the ensemble's runs")
-    add("--value", choices=("correctness", "prob"), default="prob", help="what a run's value on an example is")
+    add("--value", choices=VALUES, default="prob", help="what a run's value on an example is")
     add("--scores", help="memorization of every training example, .npy, in place of the ensemble's (default: none)")
     add("--top_k", type=cli.number(int, at_least=2), default=500, help="number of most memorized examples")
     add("--ratio", type=cli.fraction, default=0.7, help="share of the other examples in a subset")
@@ -50,18 +49,20 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Choose the examples and draw the subsets."""
     args = parse(argv)
-    config = load_config(args.config)
+    config, choice, network = load_config(args.config), read_data(args), read_network(args)
+    name = dataset_name(choice.dataset, choice.dataset_name)
+    size = dataset_size(choice.dataset, "train", config.data_dir)
     if args.scores:
         scores = load_array(args.scores)
-        if scores.shape != (dataset_size(args.dataset, "train", config.data_dir),):
-            raise InputError(f"{args.scores}: shape {scores.shape}, expected one score per example of {args.dataset}")
+        if scores.shape != (size,):
+            raise InputError(f"{args.scores}: shape {scores.shape}, expected one score per example of {name}")
         examples, content = np.arange(len(scores)), None
     else:
-        root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
+        root = ensemble_root(config.fz_model_dir, name, network.name)
         numbers = usable_runs(root, args.ensemble_ratio)
         check_runs(root, args.ensemble_ratio, numbers)
         folders = [run_dir(root, args.ensemble_ratio, run) for run in numbers]
-        first, size = kept(folders[0] / "aux_arrays.npz"), dataset_size(args.dataset, "train", config.data_dir)
+        first = kept(folders[0] / "aux_arrays.npz")
         content = first.settings["data"].get("content_sha256") if first else None
         examples = read_run(folders[0], size).examples
         pairs = zip(checked_runs(root, args.ensemble_ratio, numbers, size), folders, strict=True)
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise InputError(f"--top_k {args.top_k}: {error}") from error
 
-    folder = config.private_model_dir / "subsets" / args.dataset
+    folder = config.private_model_dir / "subsets" / name
     settings = {"scores_sha256": index_digest(np.ascontiguousarray(scores, "<f8").view("<i8")), "top_k": args.top_k}
     settings |= {"examples_sha256": index_digest(examples)}
     if content:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Every check of the project: style, types, shell scripts, tests. Extra arguments go to pytest.
-#   sh scripts/test.sh [pytest arguments, such as -k NAME or --write-docs]
+#   sh scripts/test.sh [pytest arguments, such as -k NAME]
 set -eu
 . "$(dirname -- "$0")/flags.sh"
 case ${1:-} in -h | --help) help ;; esac

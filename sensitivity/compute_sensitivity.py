@@ -19,12 +19,12 @@ Measured: about 9 minutes for the published settings on one CPU thread.
 from __future__ import annotations
 
 import libcli as cli
+from libcli.private import add_run, parse_run, read_private_training
+from libcli.settings import read_settings
 
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-
-import torch
 
 from libmodels.checkpoints import model_bytes
 from libmodels.devices import describe_device, resolve_device
@@ -33,50 +33,48 @@ from libstore.errors import InputError
 from libstore.index import index_digest
 from libstore.sensitivity_results import FORMAT
 from libstore.store import Output, exclusive, made_before, provenance
-from libtrain.dp_options import EpochLog, dp_settings, plan_privacy, seeds_of
-from libtrain.dp_training import DPTrainer, read_state, seeded_model, train_private
-from libtrain.gradient_norms import (
-    constant_columns,
-    kept_checkpoints,
-    load_study_and_points,
-    measure_stages,
-    parse_run,
-    run_parser,
-    stage_shares,
-)
+from libtrain.dp_training import DPTrainer, kept_plan, train_private
+from libtrain.gradient_norms import constant_columns, kept_checkpoints, load_study_and_points, measure_stages
+from libtrain.private_study import EpochLog, plan_privacy
+from libtrain.settings import MeasureSettings
+from libtrain.unfinished import Unfinished
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, save the rows."""
-    args = parse_run(run_parser(__doc__, stages=41), argv)
+    parser = cli.Parser(__doc__)
+    add_run(parser)
+    args = parse_run(parser, argv)
+    chosen, measuring = read_private_training(args), read_settings(MeasureSettings, args)
     device = resolve_device(args.device, deterministic=args.deterministic)
-    config = load_config(args.config)
-    study, points = load_study_and_points(args, config.data_dir)
-    stages, checkpoints = stage_shares(args), kept_checkpoints(args, config.sensitivity_dir, study)
-    models, training, total = checkpoints.folder, checkpoints.settings, int(checkpoints.steps[-1])
-    part = "" if args.stage is None else f"_stage_{args.stage:g}"
-    settings = {**training, "points_sha256": index_digest(points), "stages": stages, "save_freq": args.save_freq}
-    path = config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv"
-    result = Output(path, settings | {"run": args.run}, FORMAT)
-    state = Output(models / "state.pt", training)
+    config, dp = load_config(args.config), chosen.settings
+    study, points = load_study_and_points(*chosen, measuring, config.data_dir)
+    models = config.sensitivity_dir / "models" / f"ckpt{args.name}"
+    checkpoints = kept_checkpoints(models, study, dp, measuring)
+    settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": measuring.shares}
+    settings |= {"save_freq": measuring.save_freq, "run": args.run}
+    part = "" if measuring.stage is None else f"_stage_{measuring.stage:g}"
+    result = Output(config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv", settings, FORMAT)
+    state, anew = Output(models / "state.pt", checkpoints.settings), args.overwrite or not args.resume
+
+    trainer = None
+    if not result.finished(overwrite=args.overwrite):  # whatever is refused is refused before the folder is touched
+        trained = checkpoints.finished(overwrite=args.overwrite)
+        if measuring.stage is not None and not trained:
+            raise InputError(f"{models}: not all checkpoints of these settings are there; train first, without --stage")
+        kept = (None if anew else kept_plan(state)) or checkpoints.plan(overwrite=args.overwrite)
+        plan = kept or plan_privacy(dp, study.planned)
+        trainer = study.trainer(dp, plan, device)
     own = checkpoints.others is None
     with exclusive(models) if own else nullcontext():
-        if own and (args.overwrite or not args.resume):
-            state.remove()
-        if result.finished(overwrite=args.overwrite):
+        if trainer is None or result.finished(overwrite=args.overwrite):
             if own:
                 state.remove()
             print(f"{result.path}: finished before, skipped", flush=True)
             return
-        started, trained = time.monotonic(), checkpoints.finished(overwrite=args.overwrite)
-        if args.stage is not None and not trained:
-            raise InputError(f"{models}: not all checkpoints of these settings are there; train first, without --stage")
-        kept = read_state(state) if own else None
-        privacy = kept["privacy"] if kept else checkpoints.privacy() or plan_privacy(args, study.planned)
-        images, labels, *test = study.tensors(device)
-        model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
-        trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
-
+        if anew and own:
+            state.remove()
+        started, privacy = time.monotonic(), plan.record(dp)
         files = [state.path, *(checkpoints.output(step).path for step in checkpoints.steps.tolist())]
         made_by = provenance([one for file in files for one in made_before(file)], **describe_device(device))
 
@@ -84,17 +82,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             content = model_bytes(trainer.model, study.spec, privacy=privacy)
             checkpoints.output(trainer.step).save(content, made_by | {"privacy": privacy})
 
-        with cli.stop_requests() as stopping, EpochLog(models.name, privacy, args.epochs) as log:
-            if not trained and not train_private(
-                trainer, state, kept=kept, extra={"privacy": privacy}, made_by=made_by, save_every=args.save_every,
-                at=set(checkpoints.steps.tolist()), on_step=keep, report=log, stopping=stopping,
-            ):  # fmt: skip
-                at = f"stopped after step {trainer.step} of {total}"
-                raise cli.Stopped(stopping(), f"{models}: {at}; run the same command again to go on")
-            table = measure_stages(trainer, checkpoints, stages, points, study, (test[0], test[1]), stopping)
+        with cli.stop_requests() as stopping, EpochLog(models.name, dp, plan) as log:
+            if not checkpoints.finished(overwrite=args.overwrite):
+                unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
+                train_private(trainer, unfinished, at=set(checkpoints.steps.tolist()), on_step=keep, report=log)
+            table = measure_stages(trainer, checkpoints, measuring.shares, points, study, stopping)
         made_by |= {"privacy": privacy, "seconds": round(time.monotonic() - started, 3)}
         with exclusive(result.path.parent):
-            result.save(table.assign(**constant_columns(args, privacy)).to_csv(index=False).encode(), made_by)
+            rows = table.assign(**constant_columns(study, dp, plan, measuring, args.run))
+            result.save(rows.to_csv(index=False).encode(), made_by)
         if own:
             state.remove()
     stages_done, accuracy = table["step"].nunique(), table["accuracy"].iloc[-1]

@@ -14,6 +14,8 @@ sidecar: <sensitivity_dir>/compo_res/mean_rule<name>.csv, a row per point and st
 from __future__ import annotations
 
 import libcli as cli
+from libcli.private import add_run, parse_run, read_private_training
+from libcli.settings import add_settings, read_settings
 
 from collections.abc import Sequence
 
@@ -26,69 +28,51 @@ from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import index_digest
 from libstore.store import Output, exclusive, provenance
-from libtrain.dp_options import dp_settings, plan_privacy, seeds_of
-from libtrain.dp_training import DPTrainer, seeded_model
-from libtrain.gradient_norms import (
-    kept_checkpoints,
-    load_study_and_points,
-    parse_run,
-    run_parser,
-    stage_shares,
-    stage_steps,
-)
+from libtrain.gradient_norms import kept_checkpoints, load_study_and_points, stage_steps
 from libtrain.mean_rule import FORMAT, measure_mean_rule
-
-
-def parse(argv: Sequence[str] | None) -> cli.Namespace:
-    """Read the command line."""
-    parser = run_parser(__doc__, stages=5)
-    parser.set_defaults(points="100")
-    parser.add_argument("--alpha", type=cli.number(int, at_least=2), default=8, help="Rényi order")
-    parser.add_argument("--batches", type=cli.number(int, at_least=2), default=64, help="batches to sample at a stage")
-    parser.add_argument("--tuples", type=cli.positive_int, default=16, help="tuples of batches for each number of hits")
-    parser.add_argument("--batch_seed", type=cli.non_negative_int, default=0, help="seed of batches and tuples")
-    args = parse_run(parser, argv)
-    if args.batches <= args.alpha:
-        raise InputError(f"--batches {args.batches}: order {args.alpha} takes more than {args.alpha} batches")
-    return args
+from libtrain.private_study import plan_privacy
+from libtrain.settings import MeanRuleSettings, MeasureSettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the checkpoints, measure, save the rows."""
-    args = parse(argv)
+    parser = cli.Parser(__doc__)
+    add_run(parser, points="100", stages=5)
+    add_settings(parser, MeanRuleSettings)
+    args = parse_run(parser, argv)
+    chosen, measuring, how = (
+        read_private_training(args),
+        read_settings(MeasureSettings, args),
+        read_settings(MeanRuleSettings, args),
+    )
     device = resolve_device(args.device, deterministic=args.deterministic)
-    config = load_config(args.config)
-    study, points = load_study_and_points(args, config.data_dir)
-    checkpoints = kept_checkpoints(args, config.sensitivity_dir, study)
-    flags = {name: getattr(args, name) for name in ("alpha", "batches", "tuples", "batch_seed")}
-    settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": stage_shares(args), **flags}
-    output = Output(config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv", settings, FORMAT)
-    privacy = checkpoints.privacy() if checkpoints.others is None else plan_privacy(args, study.planned)
-    if privacy is None:
-        raise InputError(f"{checkpoints.folder}: no checkpoints of these settings; run compute_sensitivity.py first")
-    with exclusive(output.path.parent):
+    config, dp = load_config(args.config), chosen.settings
+    study, points = load_study_and_points(*chosen, measuring, config.data_dir)
+    models = config.sensitivity_dir / "models" / f"ckpt{args.name}"
+    checkpoints = kept_checkpoints(models, study, dp, measuring)
+    settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": measuring.shares}
+    path = config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv"
+    output = Output(path, settings | how.as_dict(), FORMAT)
+    plan = checkpoints.plan() if checkpoints.others is None else plan_privacy(dp, study.planned)
+    if plan is None:
+        raise InputError(f"{models}: no checkpoints of these settings; run compute_sensitivity.py first")
+    with exclusive(path.parent):
         if output.finished(overwrite=args.overwrite):
-            print(f"{output.path}: finished before, skipped")
+            print(f"{path}: finished before, skipped")
             return
-        images, labels, *_ = study.tensors(device)
-        model = seeded_model(study.spec, seeds_of(args)["init"]).to(device)
-        trainer = DPTrainer(model, images, labels, dp_settings(args, privacy), torch.from_numpy(study.rows))
+        trainer = study.trainer(dp, plan, device)
         rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-        wanted = stage_steps(stage_shares(args), trainer.settings.steps, checkpoints.steps)
+        wanted = stage_steps(measuring.shares, plan.steps, checkpoints.steps)
         tables = []
         with cli.progress(len(wanted), "mean rule", "stages") as bar:
             for step in wanted:
                 checkpoints.load(step, trainer)
-                table = measure_mean_rule(
-                    trainer, points, rows, args.alpha, args.delta, args.batches, args.tuples, args.batch_seed
-                )
-                tables.append(table.assign(step=step))
+                tables.append(measure_mean_rule(trainer, points, rows, how).assign(step=step))
                 bar.update()
-        output.save(
-            pd.concat(tables).to_csv(index=False).encode(), provenance(**describe_device(device), privacy=privacy)
-        )
-    print(f"{output.path}: {len(points)} points at {len(wanted)} stages")
-    print(f"theorem 3.6 from {args.tuples} tuples for each number of hits: a lower value, more tuples raise it")
+        made_by = provenance(**describe_device(device), privacy=plan.record(dp))
+        output.save(pd.concat(tables).to_csv(index=False).encode(), made_by)
+    print(f"{path}: {len(points)} points at {len(wanted)} stages")
+    print(f"theorem 3.6 from {how.tuples} tuples for each number of hits: a lower value, more tuples raise it")
     print(pd.concat(tables).groupby("step").median().drop(columns="point").T.to_string(float_format="{:.4g}".format))
 
 

@@ -18,11 +18,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import robustness
 import torch
 from released_files import DATA as DATA
 from released_files import ROOT, photo_files, write_cifar100, write_config, write_imagenet_index, write_tree
@@ -58,19 +56,13 @@ def run_script(script: str, *args: object, **env: str) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(command, exit_info.value.code, out_file.getvalue(), err_file.getvalue())
 
 
-def assert_refused(
-    result: subprocess.CompletedProcess[str], *mentions: object, section: str = "Bad input", what: str = ""
-) -> None:
-    """Check for exit status 2 and one line on stderr that names everything in `mentions`.
-
-    It is listed in docs/robustness.md, as `what` in a section, by default by its flags under bad input.
-    """
+def assert_refused(result: subprocess.CompletedProcess[str], *mentions: object) -> None:
+    """Check for exit status 2 and one line on stderr that names everything in `mentions`."""
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     for text in mentions:
         assert str(text) in lines[0], lines[0]
-    robustness.refused(result, section, what)
 
 
 def tree(folder: Path) -> dict[str, bytes | dict]:
@@ -124,29 +116,11 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-docs", action="store_true", help="bring docs/robustness.md up to date")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     # nohup and background jobs ignore these, and so would every process that a test starts; a handler is not inherited.
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    robustness.writing = config.getoption("--write-docs")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    robustness.rows += [robustness.Row(*row) for row in getattr(node, "workeroutput", {}).get("robustness", ())]
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):
-        plain = [(row.section, row.cells, row.test) for row in robustness.rows]
-        session.config.workeroutput["robustness"] = plain
-    elif robustness.writing:
-        robustness.write_page(robustness.rows)
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from libcli import Stopped
+
 import dataclasses
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +22,16 @@ from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
 from libscores.accounting import calibrate_noise_multiplier
 from libstore.errors import InputError
 from libstore.store import Output
-from libtrain.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, read_state, seeded_model, train_private
+from libtrain.dp_training import DPTrainer, kept_plan, seeded_model, train_private
 from libtrain.per_example import PerExampleGradients
+from libtrain.private_study import plan_privacy
+from libtrain.settings import GRAD_SAMPLE_MODES, DPSettings, PrivacyPlan, SGDSettings
 from libtrain.streams import seeded
-from libtrain.training import SGDSettings, train_sgd
+from libtrain.training import train_sgd
+from libtrain.unfinished import Unfinished
 
-BASE = DPSettings(steps=6, batch_size=20, noise_multiplier=1.0, max_grad_norm=0.5, optimizer="sgd", lr=0.5, seed=3)
+BASE = DPSettings(epsilon=1, batch_size=20, max_grad_norm=0.5, optimizer="sgd", lr=0.5, lr_drops=(), seed=3)
+PLAN = PrivacyPlan(sample_rate=20 / 120, steps=6, noise_multiplier=1.0, spent_epsilon=1.0)
 SPEC = ModelSpec("smallcnn", 10, 1, "mnist", "standard", {"activation": "tanh"})
 
 
@@ -35,8 +42,21 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def make(digits: tuple[Tensor, Tensor], rows: Tensor | None = None, **changes) -> DPTrainer:
+    settings, plan = changed(len(digits[1]) if rows is None else len(rows), **changes)
+    return DPTrainer(seeded_model(SPEC, settings.seed), *digits, settings, plan, rows)
+
+
+def changed(n: int, **changes) -> tuple[DPSettings, PrivacyPlan]:
+    """Settings and plan with these fields for n training examples."""
+    own = {key: changes.pop(key) for key in ("sample_rate", "noise_multiplier") if key in changes}
     settings = dataclasses.replace(BASE, **changes)
-    return DPTrainer(seeded_model(SPEC, settings.seed), *digits, settings, rows)
+    return settings, dataclasses.replace(PLAN, **{"sample_rate": settings.batch_size / n} | own)
+
+
+def stop_at(trainer: DPTrainer, step: int, output: Output, **more) -> None:
+    """Train until a signal comes at a step."""
+    with pytest.raises(Stopped, match=f"stopped after step {step} of 6"):
+        train_private(trainer, Unfinished(output, stopping=lambda: 15 * (trainer.step == step)), **more)
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -130,8 +150,9 @@ def test_noise_has_the_right_scale_and_is_fresh(digits) -> None:
 
 def test_sampling_is_poisson_at_exactly_the_rate(digits) -> None:
     rows = torch.arange(0, 120, 2)
-    trainer = make(digits, rows, batch_size=7)
-    assert trainer.sample_rate == 7 / 60
+    plan = plan_privacy(dataclasses.replace(BASE, batch_size=7, accountant="rdp"), len(rows))
+    assert plan.sample_rate == 7 / 60
+    trainer = make(digits, rows, batch_size=7, sample_rate=plan.sample_rate)
     counts, sizes = np.zeros(120), []
     for _ in range(4000):
         batch = trainer.sample()
@@ -149,11 +170,10 @@ def test_streams_are_separate(digits) -> None:
     a, b = make(digits), make(digits, torch.arange(100), batch_size=15, noise_multiplier=0.1, optimizer="adam", lr=0.1)
     torch.testing.assert_close(weights(a.model), weights(b.model), rtol=0, atol=0)
     a.take_step(), b.take_step()
-    kept = make(digits, torch.arange(100), batch_size=20)
+    kept = make(digits, torch.arange(100), sample_rate=PLAN.sample_rate)
     torch.manual_seed(99)
     full = make(digits)
     for _ in range(20):  # removing examples does not change the draws of the others, at one rate
-        kept.sample_rate = full.sample_rate
         batch = full.sample()
         torch.testing.assert_close(kept.sample(), batch[batch < 100])
     other = make(digits, seed=4)
@@ -189,35 +209,37 @@ class Dropping(nn.Module):
 
 
 def dropping(digits: tuple[Tensor, Tensor], **changes) -> DPTrainer:
-    settings = dataclasses.replace(BASE, **changes)
+    settings, plan = changed(len(digits[1]), **changes)
     with seeded(settings.seed, torch.device("cpu")):
         model = Dropping()
-    return DPTrainer(model, *digits, settings)
+    return DPTrainer(model, *digits, settings, plan)
 
 
 @pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
 def test_what_a_network_draws_is_the_runs_own(digits, tmp_path: Path, mode: str) -> None:
     undisturbed = dropping(digits, grad_sample_mode=mode)
-    train_private(undisturbed, Output(tmp_path / "undisturbed.pt", {}))
+    train_private(undisturbed, Unfinished(Output(tmp_path / "undisturbed.pt", {})))
     torch.manual_seed(7), random.seed(7)
     before = torch.get_rng_state(), random.getstate()
     state = Output(tmp_path / "state.pt", {})
-    stopped = dropping(digits, grad_sample_mode=mode)
-    assert not train_private(stopped, state, stopping=lambda: stopped.step == 3)
+    stop_at(dropping(digits, grad_sample_mode=mode), 3, state)
     resumed = dropping(digits, grad_sample_mode=mode)
     rows = torch.arange(9)
     norms = []
-    train_private(
-        resumed, state, kept=read_state(state), at=(4,), on_step=lambda t: norms.extend([t.gradient_norms(rows)] * 2)
-    )
+    train_private(resumed, Unfinished(state), at=(4,), on_step=lambda t: norms.extend([t.gradient_norms(rows)] * 2))
     assert to_bytes(resumed.state()) == to_bytes(undisturbed.state())
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert torch.equal(norms[0], norms[1])
-    old = read_state(state)
-    assert old
-    del old["trainer"]["network_stream"]
+    forget_stream(state)
     with pytest.raises(InputError, match=r"state\.pt.*remove it to start anew"):
-        train_private(dropping(digits, grad_sample_mode=mode), state, kept=old)
+        train_private(dropping(digits, grad_sample_mode=mode), Unfinished(state))
+
+
+def forget_stream(state: Output) -> None:
+    """Make a state one of before what a network draws had a stream of its own."""
+    old = read_checkpoint(state.path)
+    del old["trainer"]["network_stream"]
+    state.save(to_bytes(old), {})
 
 
 @pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
@@ -235,14 +257,12 @@ def test_every_seed_and_step_draws_masks_of_its_own(digits, mode: str) -> None:
 
 
 def test_a_state_of_before_is_continued_where_nothing_is_drawn(digits, tmp_path: Path) -> None:
-    undisturbed, stopped, resumed = make(digits), make(digits), make(digits)
+    undisturbed, resumed = make(digits), make(digits)
     state = Output(tmp_path / "state.pt", {})
-    train_private(undisturbed, Output(tmp_path / "undisturbed.pt", {}))
-    train_private(stopped, state, stopping=lambda: stopped.step == 3)
-    old = read_state(state)
-    assert old
-    del old["trainer"]["network_stream"]
-    assert train_private(resumed, state, kept=old)
+    train_private(undisturbed, Unfinished(Output(tmp_path / "undisturbed.pt", {})))
+    stop_at(make(digits), 3, state)
+    forget_stream(state)
+    train_private(resumed, Unfinished(state))
     assert torch.equal(weights(resumed.model), weights(undisturbed.model))
 
 
@@ -255,10 +275,9 @@ def test_plain_training_goes_on_to_the_same_weights(digits, tmp_path: Path, drop
         with seeded(5, torch.device("cpu")):
             model = Dropping() if drop else SPEC.build()
         state, done = Output(tmp_path / name, {}), []
-        train_sgd(
-            model, x, y, settings, seed=seed, run=1, state=state, on_epoch=done.append,
-            stopping=lambda: len(done) == stop_after,
-        )  # fmt: skip
+        unfinished = Unfinished(state, stopping=lambda: 15 * (len(done) > stop_after))
+        with nullcontext() if stop_after > 2 else pytest.raises(Stopped, match=f"after epoch {stop_after} of 3"):
+            train_sgd(model, x, y, settings, seed=seed, run=1, unfinished=unfinished, on_epoch=done.append)
         return model, state
 
     torch.manual_seed(1)
@@ -280,8 +299,24 @@ def test_plain_training_goes_on_to_the_same_weights(digits, tmp_path: Path, drop
         assert torch.equal(weights(train("state.pt")[0]), weights(undisturbed))
 
 
+@pytest.mark.parametrize("padding", [None, 0])
+def test_hooks_and_ghost_agree_on_tokens(padding: int | None, capsys) -> None:
+    x, y = torch.randint(1, 6, (40, 5), generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    x[1, 2:] = 0  # not among the examples that the first check looks at
+    after = []
+    for mode in GRAD_SAMPLE_MODES:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(6, 4, padding_idx=padding), nn.Flatten(), nn.Linear(20, 3))
+        settings = DPSettings(1, batch_size=40, optimizer="sgd", lr=1.0, lr_drops=(), grad_sample_mode=mode)
+        trainer = DPTrainer(model, x, y, settings, PrivacyPlan(1.0, 1, 0.0))
+        trainer.take_step()
+        after.append(weights(model))
+    torch.testing.assert_close(after[0], after[1], rtol=0, atol=1e-6)
+    assert ("padding, which Opacus counts in" in capsys.readouterr().err) == (padding is not None)
+
+
 def test_learning_rate_drops_at_the_steps_named(digits) -> None:
-    trainer = make(digits, lr_drops=(2, 4), lr_drop_factor=0.1, lr=1.0)
+    trainer = make(digits, lr_drops=(1 / 3, 2 / 3), lr_drop_factor=0.1, lr=1.0)
     rates = []
     for _ in range(6):
         trainer.take_step()
@@ -294,29 +329,29 @@ def test_learning_rate_drops_at_the_steps_named(digits) -> None:
     [("ghost", "rmsprop", 0.0), ("ghost", "rmsprop", 0.5), ("ghost", "adam", 0.0), ("hooks", "sgd", 0.9)],
 )
 def test_a_state_continues_bit_for_bit(digits, tmp_path: Path, mode: str, optimizer: str, momentum: float) -> None:
-    changes = {"grad_sample_mode": mode, "optimizer": optimizer, "momentum": momentum, "lr": 0.01, "lr_drops": (4,)}
+    changes = {"grad_sample_mode": mode, "optimizer": optimizer, "momentum": momentum, "lr": 0.01, "lr_drops": (0.6,)}
     undisturbed = make(digits, **changes)
     state = Output(tmp_path / "state.pt", {"a": 1})
-    assert train_private(undisturbed, state) and not state.path.exists()
-    stopped = make(digits, **changes)
+    train_private(undisturbed, Unfinished(state))
+    assert not state.path.exists() and kept_plan(state) is None
     steps: list[int] = []
-    assert not train_private(
-        stopped, state, stopping=lambda: stopped.step == 3, report=lambda s: steps.append(s.number)
-    )
-    assert steps == [1, 2, 3] and stopped.step == 3
+    stop_at(make(digits, **changes), 3, state, report=lambda s: steps.append(s.number))
+    assert steps == [1, 2, 3] and kept_plan(state) == PLAN
     resumed = make(digits, **changes)
-    assert train_private(resumed, state, kept=read_state(state), report=lambda s: steps.append(s.number))
+    train_private(resumed, Unfinished(state), report=lambda s: steps.append(s.number))
     assert steps == [1, 2, 3, 4, 5, 6]
     assert to_bytes(undisturbed.state()) == to_bytes(resumed.state())
     with pytest.raises(InputError, match="a: 1 there, 2 asked for"):
-        read_state(Output(tmp_path / "state.pt", {"a": 2}))
+        kept_plan(Output(tmp_path / "state.pt", {"a": 2}))
+    with pytest.raises(InputError, match="state.pt: another process left it, of another noise"):
+        train_private(make(digits, noise_multiplier=2.0, **changes), Unfinished(state))
 
 
 def test_callbacks_come_at_the_named_steps_and_read_without_disturbing(digits, tmp_path: Path) -> None:
     state = Output(tmp_path / "state.pt", {})
     for mode in GRAD_SAMPLE_MODES:
         plain, watched = make(digits, grad_sample_mode=mode), make(digits, grad_sample_mode=mode)
-        train_private(plain, state)
+        train_private(plain, Unfinished(state))
         seen: dict[int, Tensor] = {}
         rows = torch.tensor([5, 0, 40])
 
@@ -325,7 +360,7 @@ def test_callbacks_come_at_the_named_steps_and_read_without_disturbing(digits, t
             want = PerExampleGradients(copy_of(trainer.model)).norms(digits[0][rows], digits[1][rows])
             torch.testing.assert_close(seen[trainer.step], want, rtol=1e-5, atol=0)
 
-        train_private(watched, state, at=(0, 2, 6), on_step=look)
+        train_private(watched, Unfinished(state), at=(0, 2, 6), on_step=look)
         assert sorted(seen) == [0, 2, 6]
         want = sum(
             clipped_sum(copy_of(watched.model), *(d[i : i + 1] for d in digits[:2]), BASE.max_grad_norm)
@@ -340,15 +375,12 @@ def test_callbacks_come_at_the_named_steps_and_read_without_disturbing(digits, t
 
 def test_callbacks_are_repeated_from_the_saved_state_on(digits, tmp_path: Path) -> None:
     state, seen = Output(tmp_path / "state.pt", {}), []
-    first = make(digits)
-    train_private(
-        first, state, at=range(7), on_step=lambda t: seen.append((t.step, weights(t.model))),
-        stopping=lambda: first.step == 4,
-    )  # fmt: skip
-    second = make(digits)
-    train_private(
-        second, state, kept=read_state(state), at=range(7), on_step=lambda t: seen.append((t.step, weights(t.model)))
-    )
+
+    def note(trainer: DPTrainer) -> None:
+        seen.append((trainer.step, weights(trainer.model)))
+
+    stop_at(make(digits), 4, state, at=range(7), on_step=note)
+    train_private(make(digits), Unfinished(state), at=range(7), on_step=note)
     assert [step for step, _ in seen] == [0, 1, 2, 3, 4, 4, 5, 6]
     assert torch.equal(seen[4][1], seen[5][1])
 
@@ -363,7 +395,7 @@ def test_networks_that_mix_examples_and_batches_over_n_are_refused(digits) -> No
 
 def test_weights_that_are_not_finite_are_an_error(digits, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not finite after 6 steps; lower --lr"):
-        train_private(make(digits, lr=3e38, momentum=0.99), Output(tmp_path / "state.pt", {}))
+        train_private(make(digits, lr=3e38, momentum=0.99), Unfinished(Output(tmp_path / "state.pt", {})))
 
 
 def audit(noise_multiplier: float, runs: int, delta: float, digits: tuple[Tensor, Tensor], steps: int) -> float:
@@ -387,9 +419,9 @@ def audit(noise_multiplier: float, runs: int, delta: float, digits: tuple[Tensor
             model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
             model.load_state_dict(initial.state_dict())
             # The canary's absence leaves the sampling rate as it is: neighbours differ in one example only.
-            settings = DPSettings(steps, 30, noise_multiplier, optimizer="sgd", lr=1e-3, seed=2 * run + present)
-            trainer = DPTrainer(model, x, y, settings, torch.arange(60 if present else 59))
-            trainer.sample_rate = 0.5
+            settings = DPSettings(1, batch_size=30, optimizer="sgd", lr=1e-3, lr_drops=(), seed=2 * run + present)
+            plan = PrivacyPlan(0.5, steps, noise_multiplier)
+            trainer = DPTrainer(model, x, y, settings, plan, torch.arange(60 if present else 59))
             for _ in range(steps):
                 trainer.take_step()
             scores[present].append(float((start - weights(model)) @ direction))

@@ -317,12 +317,12 @@ def test_scripts_name_the_run_they_refuse(ensemble: Path, tmp_path: Path) -> Non
     for script in scripts:
         refused = run_script(*script, "--config", config)
         mention = "'index_removed' holds 60000, the data set has 60000 examples"
-        assert_refused(refused, runs / "2", mention, what="a position outside the data set")
+        assert_refused(refused, runs / "2", mention)
     shutil.copy(ensemble / "fz_model_dir/mnist_smallcnn/0.7/2/aux_arrays.npz", runs / "2")
     shutil.copytree(runs / "3", runs / "17")
     for script in scripts:
         refused = run_script(*script, "--config", config)
-        assert_refused(refused, runs / "17", "the same run as", runs / "3", what="a copy of a run")
+        assert_refused(refused, runs / "17", "the same run as", runs / "3")
     name = "mnist_smallcnn_0.7_"
     shutil.copytree(tmp_path / "score_dir" / f"{name}3", tmp_path / "score_dir" / f"{name}17")
     for path in (tmp_path / "score_dir" / f"{name}17").iterdir():
@@ -347,9 +347,7 @@ def test_positions_of_another_order_are_refused(ensemble: Path, tmp_path: Path, 
     rewrite(path, **changed)
     command = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "1", "--config", write_config(tmp_path))
     refused = run_script(*command)
-    assert_refused(
-        refused, "mnist_smallcnn_0.7_0: ", "the order or the scale of the data", what="data in another order"
-    )
+    assert_refused(refused, "mnist_smallcnn_0.7_0: ", "the order or the scale of the data")
     assert not list(tmp_path.rglob("curv_scores*"))
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from robustness import record
 from script_cases import CASES, Case, Trees, files, snapshot
 
 from libstore.store import flatten
@@ -92,7 +91,6 @@ def test_killed_at_any_moment_ends_the_same(trees: Trees, tmp_path: Path, name: 
     assert files(snapshot(work)) == files(whole), "two at once"
     title = case.script + (" --overwrite" if "--overwrite" in case.argv else "")
     title += f" {case.argv[0]}" if case.script == "libdata.download" else ""
-    record("Kills", title, undisturbed.moments, len(tried), killed, len(seen))
 
 
 def check_sidecars(work: Path, case: Case, start: dict[str, Any]) -> None:
@@ -128,7 +126,6 @@ def test_killed_conversion_ends_the_same(trees: Trees, released: Path, tmp_path:
     ended = trees.server.run(*line)
     assert ended.status == 0, ended.errors
     assert snapshot(tmp_path / "killed") == snapshot(whole)
-    record("Kills", line[0], undisturbed.moments, len(tried), 0, len(tried))
 
 
 @pytest.mark.slow
@@ -149,7 +146,6 @@ def test_killed_notebook_is_whole_or_absent(tmp_path: Path) -> None:
     def parts() -> list[str]:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
-    killed = 0
     for wanted in ("one.ipynb", "one.html"):
         process = start()
         while not [part for part in parts() if part.startswith(".one.") and part.endswith(wanted)]:
@@ -157,7 +153,6 @@ def test_killed_notebook_is_whole_or_absent(tmp_path: Path) -> None:
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        killed += 1
         assert not {"one.ipynb", "one.html"} & set(parts())
     process = start()
     _, errors = process.communicate()
@@ -165,4 +160,3 @@ def test_killed_notebook_is_whole_or_absent(tmp_path: Path) -> None:
     assert parts() == ["one.html", "one.ipynb"]
     assert json.loads((folder / "one.ipynb").read_text())["cells"][-1]["outputs"][0]["data"]["text/plain"] == ["42"]
     assert (folder / "one.html").read_text().rstrip().endswith("</html>")
-    record("Kills", "scripts/run_notebook.sh", "-", 0, killed, "-")

@@ -105,7 +105,7 @@ def test_memorization_against_epsilon(family: Path) -> None:
 
 
 def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("libtrain.dp_options.plan_privacy", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("libtrain.private_study.plan_privacy", lambda *_: pytest.fail("calibrated again"))
     command = ("calc_curv_private_models.py", *CHOICE, "--n_probes", 2, "--seed", 1, "--config", family / "config.json")
     assert run_script(*command).stdout.count(": scored") == 2
     assert run_script(*command).stdout.count("skipped") == 2

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ENSEMBLE_FLAGS, ROOT, assert_refused, tree, write_config
-from robustness import record
 
 SCRIPTS = ROOT / "scripts"
 SAVER = """
@@ -308,7 +307,6 @@ def test_any_moment_of_a_kill_loses_no_line(study: Study, runner: Sequence[str])
     kept = {"exit", "log", "jobs.sh", "lock"} | ({"joblog"} if "parallel" in runner else set())
     assert {path.name for path in run.iterdir()} == kept
     assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0 and study.ran() == []
-    record("Kills", f"scripts/run_jobs.sh {' '.join(runner)} and its jobs", "-", 0, 10, "-")
 
 
 def test_two_runners_share_a_job_file(study: Study) -> None:

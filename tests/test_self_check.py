@@ -13,11 +13,11 @@ from conftest import run_script, write_config
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from libmodels import ARCHITECTURES, Architecture
 from libmodels.checkpoints import ModelSpec
 from libstore.errors import InputError
-from libtrain.dp_training import GRAD_SAMPLE_MODES, DPSettings, DPTrainer, seeded_model
+from libtrain.dp_training import DPTrainer, seeded_model
 from libtrain.per_example import PerExampleGradients
+from libtrain.settings import GRAD_SAMPLE_MODES, DPSettings, PrivacyPlan
 
 CLIP = 0.5
 
@@ -173,6 +173,10 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
+def private(mode: str = "ghost") -> tuple[DPSettings, PrivacyPlan]:
+    return DPSettings(1, batch_size=12, grad_sample_mode=mode), PrivacyPlan(1.0, 9, 1.0)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 @pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
 @pytest.mark.parametrize("kind", RIGHT)
@@ -181,8 +185,8 @@ def test_a_step_is_that_of_autograd(kind: str, mode: str, batch, capsys) -> None
     model = RIGHT[kind]()
     norms, total = one_by_one(model, *batch)
     before, modes = weights(model), [layer.training for layer in model.modules()]
-    settings = DPSettings(1, 12, 0.0, CLIP, optimizer="sgd", lr=1.0, grad_sample_mode=mode)
-    trainer = DPTrainer(model, *batch, settings)
+    settings = DPSettings(1, batch_size=12, max_grad_norm=CLIP, optimizer="sgd", lr=1.0, grad_sample_mode=mode)
+    trainer = DPTrainer(model, *batch, settings, PrivacyPlan(1.0, 1, 0.0))
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
     trainer.take_step()
     torch.testing.assert_close((before - weights(model)) * 12 / CLIP, total / CLIP, rtol=1e-3, atol=2e-5)
@@ -295,7 +299,7 @@ def test_what_breaks_the_guarantee_is_refused_in_a_line(kind: str, mode: str, ba
     build, mention = REFUSED[kind]
     torch.manual_seed(1)
     with pytest.raises(InputError) as refusal:
-        DPTrainer(build(), *batch, DPSettings(1, 12, 1.0, grad_sample_mode=mode))
+        DPTrainer(build(), *batch, *private(mode))
     assert mention in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -326,7 +330,7 @@ def test_a_measurement_is_checked_in_its_own_mode(batch) -> None:
         logits = net.out(x.flatten(1))
         return logits if net.training else logits * (1 + logits.detach().square().mean())
 
-    trainer = DPTrainer(Net(mixes_in_evaluation, out=nn.Linear(144, 5)), *batch, DPSettings(1, 12, 1.0))
+    trainer = DPTrainer(Net(mixes_in_evaluation, out=nn.Linear(144, 5)), *batch, *private())
     trainer.take_step()
     for measure in (trainer.gradient_norms, trainer.clipped_sum):
         with pytest.raises(InputError, match="companions"):
@@ -336,7 +340,7 @@ def test_a_measurement_is_checked_in_its_own_mode(batch) -> None:
 
 @pytest.mark.parametrize("mode", GRAD_SAMPLE_MODES)
 def test_a_layer_that_is_put_in_training_mode_later_is_refused(mode: str, batch) -> None:
-    trainer = DPTrainer(frozen_backbone(), *batch, DPSettings(9, 12, 1.0, grad_sample_mode=mode))
+    trainer = DPTrainer(frozen_backbone(), *batch, *private(mode))
     kept = trainer.model.act.running_mean.clone()
     trainer.take_step()
     trainer.gradient_norms(torch.arange(3))
@@ -373,47 +377,46 @@ def test_another_batch_as_large_as_many_chunks(batch, monkeypatch) -> None:
     torch.testing.assert_close(losses, F.cross_entropy(logits, batch[1], reduction="none"))
 
 
-def build_user_network(num_classes: int, in_channels: int, kind: str) -> nn.Module:
+USER_NETWORK = """
+from torch import nn
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+def build(num_classes, in_channels, kind):
     layers = {
-        "in-place": nn.ReLU(inplace=True),
-        "fixed statistics": nn.BatchNorm1d(16).eval(),
-        "statistics": nn.BatchNorm1d(16, affine=False),
-        "pair": Function(lambda x: (x, x)),
+        "in-place": lambda: nn.ReLU(inplace=True),
+        "fixed": lambda: nn.BatchNorm1d(16).eval(),
+        "statistics": lambda: nn.BatchNorm1d(16, affine=False),
+        "pair": Pair,
+        "lazy": lambda: nn.LazyLinear(16),
     }
-    layers |= {"lazy": nn.LazyLinear(16)} if kind == "lazy" else {}
-    body = [nn.Flatten(), nn.Linear(784 * in_channels, 16), layers[kind]]
+    body = [nn.Flatten(), nn.Linear(784 * in_channels, 16), layers[kind]()]
     return nn.Sequential(*body, nn.Linear(16, num_classes)) if kind != "pair" else nn.Sequential(*body)
+"""
 
 
 @pytest.mark.parametrize(
     ("kind", "mention"),
-    [("in-place", ""), ("fixed statistics", ""), ("statistics", "layer 2 (BatchNorm1d)"), ("pair", "gives a tuple"),
-     ("lazy", "is lazy")],
+    [("in-place", ""), ("fixed", ""), ("statistics", "layer 2 (BatchNorm1d)"), ("pair", "it returns a tuple of 2"),
+     ("lazy", "")],
 )  # fmt: skip
-def test_scripts_train_a_users_network_or_say_why_not(kind: str, mention: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "user", Architecture(lambda **sizes: build_user_network(**sizes, kind=kind)))
-    config = ("--config", write_config(tmp_path))
-    own = ("--arch", "user", "--epochs", "1", *config)
-    private = (
-        "train_dp.py",
-        *own,
-        "--data_subset",
-        "100",
-        "--batch_size",
-        "20",
-        "--epsilon",
-        "8",
-        "--accountant",
-        "rdp",
-    )
-    plain = ("train_fz_models.py", *own, "--subset", "60", "--stop_run", "1")
-    for line in (private, plain):
+def test_scripts_train_a_users_network_or_say_why_not(kind: str, mention: str, tmp_path) -> None:
+    (tmp_path / "nets.py").write_text(USER_NETWORK)
+    own = ("--arch", f"{tmp_path}/nets.py:build", "--arch_name", "user", "--arch_options", f"kind={kind}")
+    own += ("--epochs", 1, "--config", write_config(tmp_path))
+    few = ("--data_subset", 100, "--batch_size", 20, "--epsilon", 8, "--accountant", "rdp")
+    plain = ("train_fz_models.py", *own, "--subset", 60, "--stop_run", 1)
+    for line, folder in ((("train_dp.py", *own, *few), "private_model_dir"), (plain, "fz_model_dir")):
         result = run_script(*line)
         if mention and not (line is plain and kind == "statistics"):
             assert result.returncode == 2 and mention in result.stderr and len(result.stderr.splitlines()) == 1
+            assert not (tmp_path / folder).exists()
         else:
             assert result.returncode == 0, result.stderr
             assert not result.stderr or "gradients by vmap" in result.stderr or "training" in result.stderr
+            assert next((tmp_path / folder).iterdir()).name.startswith("mnist_user")
 
 
 def test_a_network_with_batch_norm_is_told_of_its_option() -> None:

@@ -23,7 +23,7 @@ from libstore.fz import read_run
 from libstore.index import index_digest
 from libstore.scores import CURVATURE, LABELS, TRACE, score_path
 from libstore.store import load_scores, read_sidecar
-from libtrain.training import example_losses, predict
+from libtrain.training import evaluate
 
 KIND = ("--dataset", "mnist", "--arch", "smallcnn")
 FLAGS = (*KIND, "--data_subset", "300", "--batch_size", "32", "--epochs", "2")
@@ -65,10 +65,15 @@ def test_files_hold_what_the_model_does(trained: Path) -> None:
     np.testing.assert_array_equal(arrays.index["test"], np.arange(10_000))
     for group, split in (("train", "train"), ("removed", "train"), ("test", "test")):
         data = load_dataset("mnist", split, DATA, index=arrays.index[group], normalization="standard")
-        correct, prob = predict(model, data.images, data.labels)
-        np.testing.assert_array_equal(arrays.correctness[group], correct)
-        np.testing.assert_allclose(arrays.prob[group], prob, atol=1e-6)
-    losses = example_losses(model, data.images, data.labels)
+        found = evaluate(model, data.images, data.labels)
+        np.testing.assert_array_equal(arrays.correctness[group], found["correctness"])
+        np.testing.assert_allclose(arrays.prob[group], found["prob"], atol=1e-6)
+        with torch.no_grad():
+            logits = model(data.images).double()
+        others = logits.scatter(1, data.labels[:, None], -torch.inf).logsumexp(1)
+        odds = logits.gather(1, data.labels[:, None])[:, 0] - others
+        np.testing.assert_allclose(arrays.logodds[group], odds, rtol=1e-4, atol=1e-5)
+    losses = found["loss"]
     with np.load(trained / "aux_arrays.npz", allow_pickle=False) as file:
         np.testing.assert_allclose(file["loss_test"], losses, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(np.exp(-losses), file["prob_test"], atol=1e-5)

@@ -20,6 +20,7 @@ import numpy as np
 
 from libscores.ranking import select_points
 from libstore import store
+from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.sensitivity_results import TOTAL, read_totals, table_bytes
 
@@ -27,7 +28,8 @@ from libstore.sensitivity_results import TOTAL, read_totals, table_bytes
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("file", type=Path, help="totals, or costs per step")
+    text = "totals, or costs per step (default: <sensitivity_dir>/compo_res/compo_res_all_totals.csv)"
+    parser.add_argument("file", type=Path, nargs="?", help=text)
     parser.add_argument(
         "--cost", default="epsilon realised mean",
         help="column of the totals file to rank by; what runs spent, in epsilon, does not grow with their number",
@@ -60,6 +62,7 @@ def removed_before(path: Path, points: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank, save, show."""
     args = parse(argv)
+    args.file = args.file or load_config(args.config).sensitivity_dir / "compo_res" / "compo_res_all_totals.csv"
     points, costs = read_totals(args.file, args.cost)
     if args.select and args.select >= points.size:
         raise InputError(f"{args.file}: --select {args.select} leaves none of its {points.size} points")

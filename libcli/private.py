@@ -1,0 +1,73 @@
+"""Flags of a private training, and of the numbered runs of the per-instance study."""
+
+from __future__ import annotations
+
+import libcli as cli
+from libcli.choices import add_choices, read_data, read_network
+from libcli.settings import add_settings, read_settings
+
+import argparse
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from libtrain.settings import DPSettings, MeasureSettings, StudySettings
+
+if TYPE_CHECKING:
+    from libdata.choice import DataChoice
+    from libmodels.networks import Network
+
+
+class PrivateTraining(NamedTuple):
+    """What flags say of a private training, in the order in which `libtrain.private_study.load_study` takes it."""
+
+    choice: DataChoice
+    network: Network
+    study: StudySettings
+    settings: DPSettings
+
+
+def add_private_training(
+    parser: cli.Parser, *, arch: str = "smallcnn", leave_out: Collection[str] = (), **defaults: Any
+) -> None:
+    """Add the flags, and those of the process; `leave_out` and `defaults` are those of `DPSettings`."""
+    add_choices(parser, arch=arch, private=True)
+    add_settings(parser, StudySettings)
+    add_settings(parser, DPSettings, leave_out=leave_out, **defaults)
+    cli.add_save_every(parser)
+    text = "go on from the saved state of an interrupted run, if there is one"
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=text)
+    cli.add_device(parser)
+    cli.add_overwrite(parser)
+
+
+def read_private_training(args: cli.Namespace) -> PrivateTraining:
+    """Return what parsed flags say; raises InputError if a value is refused or the network cannot be imported."""
+    study, settings = read_settings(StudySettings, args), read_settings(DPSettings, args)
+    return PrivateTraining(read_data(args), read_network(args, private=True), study, settings)
+
+
+def add_run(parser: cli.Parser, **measuring: Any) -> None:
+    """Add the flags that say what a run trains, what to measure in it, and under which names.
+
+    The defaults of training are the published settings (arXiv 2307.00310); `measuring` are those of `MeasureSettings`.
+    """
+    add_private_training(
+        parser, arch="lenet5", leave_out=("seed",), epsilon=10.0, epochs=40, optimizer="sgd", lr=0.1, lr_drops=()
+    )
+    add = parser.add_argument
+    text = "seed of initial weights, batches, noise and what is random in the network (default: the run's number)"
+    add("--seed", type=cli.non_negative_int, help=text)
+    add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
+    text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"
+    add("--name", type=cli.file_name, help=text)
+    add("--res_name", type=cli.file_name, help="what follows res in the name of the result file (default: as --name)")
+    add_settings(parser, MeasureSettings, **measuring)
+
+
+def parse_run(parser: cli.Parser, argv: Sequence[str] | None) -> cli.Namespace:
+    """Parse, and fill in the seed and the names that follow from the run's number."""
+    args = parser.parse_args(argv)
+    args.seed = args.run if args.seed is None else args.seed
+    args.name = args.name or str(args.run)
+    args.res_name = args.res_name or args.name
+    return args

@@ -20,6 +20,7 @@ from libscores.statistics import (
     bootstrap_weights,
     jackknife_interval,
     spearman,
+    symmetric_interval,
 )
 
 RANK_METRICS = ("spearman", "kendall", "mean_rank_shift")
@@ -168,6 +169,90 @@ def over_runs(
     ]
 
 
+def single_run_agreement(before: np.ndarray, after: np.ndarray, paired: bool) -> dict[str, Estimate]:
+    """Return the mean `rank_agreement` of single runs: a run before beside a run after, and other seeds beside it.
+
+    Paired, run k before is compared with run k after; else each run before with each after. The yardstick
+    `..._other_seeds` compares each run before with each other run before, nothing removed. Intervals are a jackknife
+    over runs; NaN where one run is left out of one.
+
+    Args:
+        before: Total cost of each run and point, shape (R, P).
+        after: The same after, shape (R', P).
+        paired: Run k of both shares its seeds; needs R = R'.
+    """
+    if paired and len(before) != len(after):
+        raise ValueError(f"paired runs must be equally many, got {len(before)} and {len(after)}")
+    agreement = np.array([[rank_agreement(a, b) for b in after] for a in before])
+    if paired:
+        own = np.diagonal(agreement).T
+        columns = zip(RANK_METRICS, own.T, _RANK_BOUNDS, strict=True)
+        table = {name: _mean_of_runs(column, bounds) for name, column, bounds in columns}
+    else:
+        table = dict(zip(RANK_METRICS, _mean_of_pairs(agreement), strict=True))
+    if len(before) > 1:
+        each = np.array([[rank_agreement(a, b) for b in before] for a in before])
+        each[np.diag_indices(len(before))] = math.nan
+        others = zip(RANK_METRICS, _mean_of_pairs(each, symmetric=True), strict=True)
+        table |= {f"{name}_other_seeds": value for name, value in others}
+    return table
+
+
+def _mean_of_runs(values: np.ndarray, bounds: Bounds) -> Estimate:
+    """Return a mean over independent runs, shape (R,), with Student's interval, cut at what is possible."""
+    if values.size == 1:
+        return Estimate(float(values[0]), math.nan, math.nan)
+    left_out = (values.sum() - values) / (values.size - 1)
+    return jackknife_interval(float(values.mean()), left_out, bounds)
+
+
+def _mean_of_pairs(values: np.ndarray, symmetric: bool = False) -> list[Estimate]:
+    """Return means of `rank_agreement` over pairs of runs, shape (R, R', 3), by a jackknife over the runs.
+
+    A run left out takes all its pairs along. Two lists of runs add up their squared standard errors, with the degrees
+    of freedom of the shorter; in one list beside itself (symmetric) the pairs of a run with itself do not count.
+    """
+    counts = ~np.eye(len(values), dtype=bool) if symmetric else np.ones(values.shape[:2], dtype=bool)
+    mean = values[counts].mean(axis=0)
+    squared, fewest = np.zeros(len(mean)), min(values.shape[:2]) - symmetric
+    for side in range(1 if symmetric else 2) if fewest > 1 else ():
+        runs = values.shape[side]
+        left_out = []
+        for run in range(runs):
+            kept = counts.copy()
+            kept[(slice(None),) * side + (run,)] = False
+            if symmetric:
+                kept[:, run] = False
+            left_out.append(values[kept].mean(axis=0))
+        squared += (runs - 1) / runs * np.square(np.array(left_out) - np.mean(left_out, axis=0)).sum(axis=0)
+    degrees = fewest - (not symmetric)
+    half = stats.t.ppf(0.975, degrees) * np.sqrt(squared) if fewest > 1 else np.full(len(mean), math.nan)
+    return [symmetric_interval(*numbers) for numbers in zip(mean, half, _RANK_BOUNDS, strict=True)]
+
+
+def nothing_retrained(before: np.ndarray, after: np.ndarray, tolerance: float = 1e-5) -> float | None:
+    """Return the factor between two measurements of one training, or None if there were two trainings.
+
+    At a step they count as one if nearly all (95 %) of its norms that neither side clips differ by one factor, the
+    same at all steps; steps with fewer than two such norms say nothing. Two trainings with the same seeds start with
+    the same weights, so most of the steps must agree.
+
+    Args:
+        before: Clipped norm over the clipping norm of each step and point, shape (S, P).
+        after: The same of the other measurement, shape (S, P).
+        tolerance: Relative difference that rounding may cause.
+    """
+    free = (before > 0) & (after > 0) & (before < 1 - 1e-3) & (after < 1 - 1e-3)
+    usable = free.sum(axis=1) >= 2
+    if not usable.any():
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(free, after / before, math.nan)[usable]
+    factor = float(np.nanmedian(ratio))
+    same = (np.abs(ratio / factor - 1) < tolerance).sum(axis=1) >= 0.95 * free[usable].sum(axis=1)
+    return factor if same.mean() > 0.5 and usable.sum() > 1 else None
+
+
 def split_half_agreement(runs: np.ndarray, n_splits: int = 50, seed: int = 0) -> np.ndarray:
     """Return the mean `rank_agreement` between two disjoint halves of one experiment's runs.
 
@@ -266,7 +351,9 @@ class Runs(NamedTuple):
     """One experiment's runs, restricted to the points that are compared."""
 
     costs: np.ndarray
-    """Total cost of each run and point, shape (R, P)."""
+    """Total cost of each run and point, nats, shape (R, P)."""
+    epsilons: np.ndarray
+    """Realised epsilon of each run and point, shape (R, P)."""
     norms: np.ndarray
     """Gradient norm of each run, step and point, clipped or not, shape (R, S, P)."""
     correct: np.ndarray
@@ -280,8 +367,8 @@ def compare_runs(
 ) -> dict[str, Estimate | float]:
     """Return every metric of two experiments that needs their runs, with intervals over runs.
 
-    Costs, norms and correctness are averaged over runs first. `..._between_halves_before` is the yardstick that
-    retraining alone sets; it needs two runs before.
+    `..._realised` and `..._epsilon` compare single runs by cost and by epsilon, `..._other_seeds` is what a change of
+    seeds alone does to single runs (`single_run_agreement`). `..._of_means` and the rest average over runs first.
 
     Args:
         before: The first experiment.
@@ -304,9 +391,14 @@ def compare_runs(
     def accuracies(first: np.ndarray, second: np.ndarray) -> list[float]:
         return [float(first), float(second), float(second - first)]
 
-    ranks = dict(zip((f"{name}_realised" for name in RANK_METRICS), _RANK_BOUNDS, strict=True))
+    ranks = dict(zip((f"{name}_of_means" for name in RANK_METRICS), _RANK_BOUNDS, strict=True))
     paths = {"cosine": CORRELATION, "correlation": CORRELATION, "distance": NOT_NEGATIVE}
     table: dict[str, Estimate | float] = {}
+    for kind, quantity in (("realised", "costs"), ("epsilon", "epsilons")):
+        agreement = single_run_agreement(getattr(before, quantity), getattr(after, quantity), paired)
+        for name, value in agreement.items():
+            other = "_other_seeds" if name.endswith("_other_seeds") else ""
+            table[f"{name.removesuffix(other)}_{kind}{other}"] = value
     for bounds, statistic, quantity in (
         (ranks | {"median_cost_ratio_realised": NOT_NEGATIVE}, costs, "costs"),
         ({f"trajectory_{name}": limits for name, limits in paths.items()}, trajectories, "norms"),
@@ -317,7 +409,61 @@ def compare_runs(
         pair = getattr(before, quantity), getattr(after, quantity)
         estimates = over_runs(statistic, *pair, paired, n_resamples, seed, list(bounds.values()))
         table |= zip(bounds, estimates, strict=True)
-    if len(before.costs) > 1:
-        halves = split_half_agreement(before.costs, seed=seed).tolist()
-        table |= {f"{name}_between_halves_before": value for name, value in zip(RANK_METRICS, halves, strict=True)}
     return table
+
+
+class Round(NamedTuple):
+    """One round of a recursive removal."""
+
+    points: np.ndarray
+    """Points that are still there and were measured, shape (P,)."""
+    costs: np.ndarray
+    """Their cost in this round, shape (P,)."""
+
+
+def saved_rounds(rounds: Sequence[Round], removed_per_round: int) -> list[dict[str, float]]:
+    """Return what earlier rounds alone would have said of each later one: how many trainings are saved at what error.
+
+    From round j the points removed up to round k are guessed at once: those already removed, and the cheapest of
+    round j. Costs of round k are guessed from round j alone, and for j >= 1 by a straight line through j - 1 and j.
+
+    Args:
+        rounds: Round 0 with all points, round k without the k removed_per_round cheapest, each chosen in the round
+            before.
+        removed_per_round: Points removed before each round.
+
+    Returns:
+        A row per pair j < k: `from_round`, `round`, `saved` (trainings not needed, k - j - 1 to choose the points of
+        round k), `overlap` (share of the points chosen after round j that are guessed right, 1 where k = j + 1),
+        and for the guessed costs of round k `spearman`, `kendall`, `mean_rank_shift`, `median_error` (median
+        |guess/cost - 1|) and `median_error_line` (by the line; NaN for j = 0).
+    """
+    rows = []
+    for j, earlier in enumerate(rounds):
+        order = earlier.points[np.lexsort((earlier.points, earlier.costs))]
+        for k in range(j + 1, len(rounds)):
+            later = rounds[k]
+            gone = np.setdiff1d(earlier.points, later.points)
+            guessed = order[: removed_per_round * (k - j)]
+            here = _costs_of(earlier, later.points)
+            line = np.full(here.shape, math.nan)
+            if j:
+                line = here + (k - j) * (here - _costs_of(rounds[j - 1], later.points))
+            agreement = dict(zip(RANK_METRICS, rank_agreement(here, later.costs).tolist(), strict=True))
+            rows.append(
+                {
+                    "from_round": float(j),
+                    "round": float(k),
+                    "saved": float(k - j - 1),
+                    "overlap": float(np.isin(guessed, gone).mean()),
+                    **agreement,
+                    "median_error": float(np.median(np.abs(cost_ratios(later.costs, here) - 1))),
+                    "median_error_line": float(np.median(np.abs(cost_ratios(later.costs, line) - 1))),
+                }
+            )
+    return rows
+
+
+def _costs_of(one: Round, points: np.ndarray) -> np.ndarray:
+    order = np.argsort(one.points)
+    return one.costs[order[np.searchsorted(one.points, points, sorter=order)]]

@@ -2,35 +2,42 @@
 
 The per-step divergence is that of the sampled Gaussian mechanism (Mironov, Talwar, Zhang 2019, arXiv 1908.10530)
 with the point's own sensitivity; the steps are composed in expectation over training runs (after Thudi et al.,
-arXiv 2307.00310), derived anew in docs/renyi_composition.md. Everything reports D(train with the point || train
-without it). Throughout, a sensitivity s = min(||g||, C)/C is in [0, 1], and `steps` count from 0 for the first.
+arXiv 2307.00310), derived anew in docs/renyi_composition.md. D(train with the point || train without it) takes
+the norms of runs that train with the point; the other direction, `reverse`, those of runs without it. Throughout, a
+sensitivity s = min(||g||, C)/C is in [0, 1], and `steps` count from 0 for the first.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when what a cost means changes; results of two formats are never mixed."""
 
 Convention = Literal["derived", "published"]
 FractionalOrders = Literal["interpolated", "rounded_up"]
 
-EPSILON_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
-"""Orders tried when a Rényi divergence is turned into epsilon."""
+EPSILON_ORDERS = (
+    1.01, 1.02, 1.04, 1.07, *(round(1 + i / 10, 1) for i in range(1, 50)), *(i / 2 for i in range(12, 20)),
+    *range(10, 16), *range(16, 32, 2), *range(32, 64, 4), 64, 80, 96, 128, 192, 256,
+)  # fmt: skip
+"""Orders tried when a Rényi divergence is turned into epsilon; whole ones or at most 10."""
 
 _MAX_GROWTH = 1.5
 _LOG_GROWTHS = np.geomspace(0.004, math.log(_MAX_GROWTH), 16)
 _BLOCK = 1 << 21
 _CHUNK = 4096
-_ORDER_GROUP = 4
 _EXPONENT_LIMIT = 600.0
+_LARGEST_TILTED = 16
+_NODES = 4096
+_LEAST_NODE = 1e-4
 
 
 def step_divergence(
@@ -141,6 +148,111 @@ def _softplus_of_sum(terms: np.ndarray) -> np.ndarray:
     return np.logaddexp(0.0, top + np.log(total))
 
 
+class _Table(NamedTuple):
+    """Log moments (a-1) D_a on a grid of x = (s/sigma)^2, from 0."""
+
+    x: np.ndarray
+    """Shape (J,), increasing."""
+    log_moment: np.ndarray
+    """Shape (O, J)."""
+    growth: np.ndarray
+    """exp of the difference to the next node, less 1, shape (O, J - 1)."""
+
+
+@lru_cache(maxsize=4)
+def _table(sample_rate: float, noise_multiplier: float, orders: tuple[float, ...], reverse: bool) -> _Table:
+    s = np.append(0.0, np.geomspace(_LEAST_NODE, 1, _NODES))
+    log_moment = np.zeros((len(orders), s.size))
+    a = np.array(orders)
+    whole = (a == np.ceil(a)) & (a >= 2) & (not reverse)
+    if whole.any():
+        values = step_divergence(s, sample_rate, noise_multiplier, a[whole])
+        log_moment[whole] = values * (a[whole, None] - 1)
+    for part in np.array_split(np.arange(1, s.size), _NODES // 32):
+        log_moment[np.ix_(~whole, part)] = _integrated_moments(
+            s[part] / noise_multiplier, sample_rate, a[~whole], reverse
+        )
+    with np.errstate(over="ignore"):
+        return _Table(np.square(s / noise_multiplier), log_moment, np.expm1(np.diff(log_moment, axis=1)))
+
+
+def _integrated_moments(r: np.ndarray, sample_rate: float, orders: np.ndarray, reverse: bool) -> np.ndarray:
+    """Return (a-1) D_a for any orders a > 1 and ascending r = s/sigma > 0, shape (O, n), by the trapezoidal rule.
+
+    With u = q (exp(r z - r^2/2) - 1), z standard normal, the moment is E (1+u)^e with e = a, or e = 1 - a in reverse.
+    As E u = 0 it is 1 + E[(1+u)^e - 1 - e u], whose integrand has one sign: small divergences keep their precision.
+    """
+    exponents = 1 - orders if reverse else orders
+    width = min(0.25, 0.3 / r[-1])
+    # The integrand's peak is at z = e r w, w = q e^(rz - r^2/2) / (1+u) < 1, and w < q/(1-q) where z < 0.
+    lowest = exponents.min(initial=0.0) * r[-1] * (min(1.0, sample_rate / (1 - sample_rate)) if sample_rate < 1 else 1)
+    z = np.arange(-13.0 + lowest, 13.0 + exponents.max(initial=1.0) * r[-1], width)
+    tilt = r[:, None] * z - np.square(r)[:, None] / 2
+    log_ratio = np.logaddexp(np.log1p(-sample_rate), math.log(sample_rate) + tilt) if sample_rate < 1 else tilt
+    u = sample_rate * np.expm1(np.minimum(tilt, _EXPONENT_LIMIT))
+    log_density = math.log(width) - (np.square(z) + math.log(2 * math.pi)) / 2
+    small = np.abs(u) < 1e-4
+    result = np.empty((orders.size, r.size))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row, e in enumerate(exponents.tolist()):
+            series = e * (e - 1) / 2 * np.square(u) * (1 + (e - 2) / 3 * u * (1 + (e - 3) / 4 * u))
+            excess = np.where(small, series, np.expm1(e * log_ratio) - e * u)
+            result[row] = np.log1p((excess * np.exp(log_density)).sum(axis=1))
+            large = ~(result[row] < 1)
+            if large.any():
+                result[row, large] = special.logsumexp(e * log_ratio[large] + log_density, axis=1)
+    return result
+
+
+def divergence_at(
+    sensitivity: np.ndarray,
+    sample_rate: float,
+    noise_multiplier: float,
+    orders: tuple[float, ...] = EPSILON_ORDERS,
+    reverse: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield the Rényi divergence of one step at one order after another, fractional ones too.
+
+    Read from a table of the moment over (s/sigma)^2: in the direction of `step_divergence` by linear interpolation,
+    a bound since the moment is convex in it for every order above 1 (docs/renyi_composition.md), at most 1e-4 of D
+    above it for moments below e^10; in reverse, D(without || with), at the next of the nodes, 0.5 % apart.
+
+    Args:
+        sensitivity: s, any shape, each in [0, 1].
+        sample_rate: q in [0, 1].
+        noise_multiplier: sigma > 0.
+        orders: a > 1; fractional ones of at most 10.
+        reverse: D(train without the point || train with it).
+
+    Yields:
+        D in nats, shape of `sensitivity`.
+    """
+    s = np.asarray(sensitivity, dtype=np.float64)
+    if s.size and not (s.min() >= 0 and s.max() <= 1):
+        raise ValueError(f"sensitivity must be in [0, 1], got {s.min()} to {s.max()}")
+    if not min(orders) > 1:
+        raise ValueError(f"orders must be above 1, got {orders}")
+    if sample_rate == 0:
+        yield from (np.zeros(s.shape) for _ in orders)
+        return
+    table = _table(sample_rate, noise_multiplier, tuple(orders), reverse)
+    x = np.minimum(np.square(s / noise_multiplier), table.x[-1])
+    if reverse:
+        above = np.searchsorted(table.x, x)
+        for order, moment in zip(orders, table.log_moment, strict=True):
+            yield moment[above] / (order - 1)
+        return
+    below = np.clip(np.searchsorted(table.x, x, side="right") - 1, 0, table.x.size - 2)
+    share = (x - table.x[below]) / np.diff(table.x)[below]
+    for order, moment, growth in zip(orders, table.log_moment, table.growth, strict=True):
+        value = growth.take(below)
+        value *= share
+        value = np.log1p(value, out=value) if value.ndim else np.log1p(value)
+        value += moment.take(below)
+        value /= order - 1
+        yield value
+
+
 def order_schedule(
     order: float, holder_exponent: float, steps_to_go: np.ndarray, convention: Convention = "derived"
 ) -> np.ndarray:
@@ -176,11 +288,13 @@ def composed_cost(
     convention: Convention = "derived",
     fractional_orders: FractionalOrders = "interpolated",
     run_weights: np.ndarray | None = None,
+    step_weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return what each step adds to the Rényi divergence of the whole run, in expectation over runs.
 
-    derived: cost_t = 1/lambda ln E exp(lambda D_{a_i}(s_t)), i = T-1-t, lambda = p (a_i - 1), but a_i - 1 for t = 0;
-    the costs of all T steps add up to a bound on D_a(run) (docs/renyi_composition.md). p = infinity takes the
+    derived: cost_t = 1/lambda ln E exp(lambda D_{a_i}(s_t)), i = T-1-t, lambda = p (a_i - 1), but a_i - 1 for t = 0
+    where that column stands for no other step; the costs of all T steps add up to a bound on D_a(run)
+    (docs/renyi_composition.md) if E is over all runs. p = infinity takes the
     maximum over runs. published: ln E exp(p (b - 1) D_b(s_t)) with b = ceil(a_i) and i = t, as the code beside
     arXiv 2307.00310 saves it; not in units of D, and not a bound.
 
@@ -196,6 +310,7 @@ def composed_cost(
         fractional_orders: D at a fractional a_i (derived only): by linear interpolation of the log moment (a-1) D_a,
             which is convex in a, or at the next whole order; both are bounds, the first is the lower one.
         run_weights: Probability of each run, shape (R,); equal if not given.
+        step_weights: Steps that each column stands for, shape (S,); ones if not given.
 
     Returns:
         Cost, shape (S, P); nats in the derived convention.
@@ -211,7 +326,7 @@ def composed_cost(
     for points, divergence in _divergence_blocks(s, sample_rate, noise_multiplier, orders):
         if convention == "derived":
             values = _between_orders(divergence, orders, schedule, fractional_orders)
-            scale = _scale(schedule, holder_exponent, steps)
+            scale = _scale(schedule, holder_exponent, steps, step_weights)
             cost[:, points] = _log_mean_exp(values, scale, run_weights)
         else:
             scale = holder_exponent * (np.ceil(schedule) - 1)
@@ -221,7 +336,11 @@ def composed_cost(
 
 
 class Composition(NamedTuple):
-    """The least composed bound of each point over the candidates for p."""
+    """The least composed value of each point over the candidates for p.
+
+    At p = infinity, which wins wherever noise reaches every weight, it is the sum over steps of the largest divergence
+    among the R runs: it grows with R, and only the limit of all runs is a bound.
+    """
 
     cost: np.ndarray
     """What each step adds, nats, shape (S, P)."""
@@ -295,7 +414,7 @@ def _best_composition(
     for exponent in [math.inf, *candidates.tolist()]:
         schedule = order_schedule(order, exponent, to_go)
         values = _between_orders(divergence, orders, schedule, fractional_orders)
-        cost = _log_mean_exp(values, _scale(schedule, exponent, steps), run_weights)
+        cost = _log_mean_exp(values, _scale(schedule, exponent, steps, weights), run_weights)
         total = weights @ cost
         if best is None:
             best = Composition(cost, total, np.full(total.size, exponent))
@@ -308,8 +427,12 @@ def _best_composition(
     return best
 
 
-def _scale(schedule: np.ndarray, holder_exponent: float, steps: np.ndarray) -> np.ndarray:
-    return np.where(steps == 0, 1.0, holder_exponent) * (schedule - 1)
+def _scale(
+    schedule: np.ndarray, holder_exponent: float, steps: np.ndarray, step_weights: np.ndarray | None
+) -> np.ndarray:
+    """Return lambda of each column; the first step's smaller one would be no bound for steps interpolated from it."""
+    first = (steps == 0) & (True if step_weights is None else step_weights <= 1)
+    return np.where(first, 1.0, holder_exponent) * (schedule - 1)
 
 
 def _between_orders(
@@ -434,12 +557,13 @@ def epsilon(divergence: np.ndarray, orders: ArrayLike, delta: float) -> tuple[np
         epsilon and the order it is reached at, each of shape divergence.shape[1:].
     """
     a = np.asarray(orders, dtype=np.float64)
-    candidates = np.asarray(divergence) + _epsilon_offset(a, delta).reshape((-1,) + (1,) * (np.ndim(divergence) - 1))
+    candidates = np.asarray(divergence) + epsilon_offset(a, delta).reshape((-1,) + (1,) * (np.ndim(divergence) - 1))
     best = candidates.argmin(axis=0)
     return np.maximum(np.take_along_axis(candidates, best[None], axis=0)[0], 0.0), a[best]
 
 
-def _epsilon_offset(orders: np.ndarray, delta: float) -> np.ndarray:
+def epsilon_offset(orders: np.ndarray, delta: float) -> np.ndarray:
+    """Return what `epsilon` adds to the divergence at each order, shape of `orders`."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), got {delta}")
     if orders.size == 0 or not orders.min() > 1:
@@ -447,13 +571,57 @@ def _epsilon_offset(orders: np.ndarray, delta: float) -> np.ndarray:
     return np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
 
 
+def realised_epsilons(
+    sensitivity: np.ndarray,
+    sample_rate: float,
+    noise_multiplier: float,
+    delta: float,
+    step_weights: np.ndarray | None = None,
+    reverse: bool = False,
+) -> np.ndarray:
+    """Return each run's realised epsilon at delta, the least over `EPSILON_ORDERS`.
+
+    Args:
+        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1].
+        sample_rate: q in [0, 1].
+        noise_multiplier: sigma > 0.
+        delta: In (0, 1).
+        step_weights: Steps that each column stands for, shape (S,); ones if not given.
+        reverse: D(train without the point || train with it), from runs without it.
+
+    Returns:
+        Epsilon, shape (R, P).
+    """
+    s = np.asarray(sensitivity)
+    weights = np.ones(s.shape[1]) if step_weights is None else np.asarray(step_weights, dtype=np.float64)
+    best = np.full((s.shape[0], s.shape[2]), math.inf)
+    for block, _, offset, divergence in _divergences_at_orders(s, sample_rate, noise_multiplier, delta, reverse):
+        best[:, block] = np.minimum(best[:, block], np.einsum("rsp,s->rp", divergence, weights) + offset)
+    return np.maximum(best, 0.0)
+
+
+def _divergences_at_orders(
+    s: np.ndarray, sample_rate: float, noise_multiplier: float, delta: float, reverse: bool
+) -> Iterator[tuple[np.ndarray, float, float, np.ndarray]]:
+    """Yield points, an order, what `epsilon` adds at it, and D (R, S, points), over all blocks of points and orders."""
+    offsets = epsilon_offset(np.array(EPSILON_ORDERS), delta)
+    width = max(1, _BLOCK // max(s.shape[0] * s.shape[1], 1))
+    for start in range(0, s.shape[2], width):
+        block = np.arange(start, min(start + width, s.shape[2]))
+        divergences = divergence_at(s[:, :, block], sample_rate, noise_multiplier, EPSILON_ORDERS, reverse)
+        for order, offset, divergence in zip(EPSILON_ORDERS, offsets.tolist(), divergences, strict=True):
+            yield block, order, offset, divergence
+
+
 class Epsilons(NamedTuple):
     """Epsilon at a given delta, the least over `EPSILON_ORDERS`."""
 
     composed: np.ndarray
-    """Of the composed bound, shape (P,)."""
+    """Of the composed value, shape (P,)."""
     realised: np.ndarray
     """Of each run's realised sum, shape (R, P)."""
+    composed_order: np.ndarray
+    """Order that the composed epsilon is reached at, shape (P,)."""
 
 
 def trajectory_epsilons(
@@ -465,16 +633,16 @@ def trajectory_epsilons(
     delta: float,
     step_weights: np.ndarray | None = None,
     fractional_orders: FractionalOrders = "interpolated",
+    reverse: bool = False,
 ) -> Epsilons:
-    """Return epsilon at delta of the composed bound and of every realised sum.
+    """Return epsilon at delta of the composed value and of every realised sum.
 
-    For the bound each order tries fewer p than `compose` does, which a little tightness pays for.
-
-    Orders are taken in rising groups, and a point drops out once its epsilons rise: (a-1) epsilon(a) is convex in a,
-    since (a-1) D_a is and (a-1) ln(a-1) - a ln a is, so a realised epsilon that has risen does not fall again.
+    The composed one takes p = infinity at every order, then finite p, fewer than `compose` tries, at the whole orders
+    next to those that were best, up to 16; in reverse p = infinity only. A coarse search costs tightness alone.
 
     Args:
-        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train with the point.
+        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train with the point, or,
+            in reverse, without it.
         steps: Step of each column, shape (S,), increasing, in 0...T.
         total_steps: T, steps of the whole run.
         sample_rate: q in [0, 1].
@@ -482,32 +650,35 @@ def trajectory_epsilons(
         delta: In (0, 1).
         step_weights: Steps that each column stands for, shape (S,); ones if not given.
         fractional_orders: See `composed_cost`.
+        reverse: D(train without the point || train with it).
     """
     s, steps = _check_trajectories(sensitivity, steps, total_steps)
     weights = np.ones(steps.size) if step_weights is None else np.asarray(step_weights, dtype=np.float64)
-    orders = np.array(EPSILON_ORDERS)
-    offsets = _epsilon_offset(orders.astype(np.float64), delta)
-    best = Epsilons(np.full(s.shape[2], math.inf), np.full((s.shape[0], s.shape[2]), math.inf))
-    active = np.arange(s.shape[2])
-    for start in range(0, orders.size, _ORDER_GROUP):
-        group = orders[start : start + _ORDER_GROUP + 1]
-        falling = np.zeros(active.size, dtype=bool)
-        for block, divergence in _divergence_blocks(s[:, :, active], sample_rate, noise_multiplier, group):
-            points = active[block]
-            for row in range(min(_ORDER_GROUP, group.size)):
-                bound = _best_composition(
-                    divergence[row:], group[row:], steps, total_steps, group[row], weights, fractional_orders,
-                    log_growths=_LOG_GROWTHS[3::4],
-                )  # fmt: skip
-                composed = bound.total + offsets[start + row]
-                realised = np.einsum("srp,s->rp", divergence[row], weights) + offsets[start + row]
-                falling[block] = (composed < best.composed[points]) | np.any(
-                    realised < best.realised[:, points], axis=0
-                )
-                best.composed[points] = np.minimum(best.composed[points], composed)
-                best.realised[:, points] = np.minimum(best.realised[:, points], realised)
-        active = active[falling]
-    return Epsilons(np.maximum(best.composed, 0.0), np.maximum(best.realised, 0.0))
+    runs, _, points = s.shape
+    best = Epsilons(np.full(points, math.inf), np.full((runs, points), math.inf), np.ones(points))
+    for block, order, offset, divergence in _divergences_at_orders(s, sample_rate, noise_multiplier, delta, reverse):
+        realised = np.einsum("rsp,s->rp", divergence, weights) + offset
+        best.realised[:, block] = np.minimum(best.realised[:, block], realised)
+        scale = _scale(np.full(steps.size, order), math.inf, steps, weights)
+        composed = weights @ _log_mean_exp(divergence.transpose(1, 0, 2), scale, None) + offset
+        _keep_least(best, block, composed, order)
+    best_orders = best.composed_order.copy()
+    for order in range(2, _LARGEST_TILTED + 1) if not reverse else ():
+        near = np.flatnonzero(np.abs(best_orders - order) < 1)
+        orders = np.arange(order, math.ceil(1 + (order - 1) * _MAX_GROWTH) + 1)
+        offset = float(epsilon_offset(np.array([float(order)]), delta)[0])
+        for part, whole in _divergence_blocks(s[:, :, near], sample_rate, noise_multiplier, orders):
+            found = _best_composition(
+                whole, orders, steps, total_steps, order, weights, fractional_orders, log_growths=_LOG_GROWTHS[3::4]
+            )
+            _keep_least(best, near[part], found.total + offset, order)
+    return Epsilons(np.maximum(best.composed, 0.0), np.maximum(best.realised, 0.0), best.composed_order)
+
+
+def _keep_least(best: Epsilons, points: np.ndarray, composed: np.ndarray, order: float) -> None:
+    better = composed < best.composed[points]
+    best.composed[points[better]] = composed[better]
+    best.composed_order[points[better]] = order
 
 
 class Account(NamedTuple):
@@ -516,7 +687,7 @@ class Account(NamedTuple):
     cost: np.ndarray
     """What each measured step adds, shape (S, P); see `composed_cost` for the unit in each convention."""
     composed: np.ndarray
-    """Total of the costs, shape (P,); in the derived convention a bound on D_a, nats."""
+    """Total of the costs, shape (P,), nats in the derived convention: the largest of R runs, see `Composition`."""
     holder_exponent: np.ndarray
     """p of each point, shape (P,)."""
     realised: np.ndarray
@@ -528,6 +699,7 @@ class Account(NamedTuple):
     epsilon_realised: np.ndarray
     """Shape (R, P)."""
     epsilon_data_independent: float
+    """Epsilon of s = 1 throughout."""
 
 
 def account(
@@ -571,12 +743,116 @@ def account(
         cost = composed_cost(*inputs, order, exponent, convention)
         composition = Composition(cost, cost.sum(axis=0), np.full(s.shape[2], exponent))
         epsilons = epsilons._replace(composed=np.full(s.shape[2], math.nan))
-    worst = step_divergence(1.0, sample_rate, noise_multiplier, [order, *EPSILON_ORDERS]) * weights.sum()
+    worst = float(step_divergence(1.0, sample_rate, noise_multiplier, order)) * weights.sum()
+    everywhere = np.array(list(divergence_at(np.ones(()), sample_rate, noise_multiplier))) * weights.sum()
     return Account(
         *composition,
         realised=realised_sum(s, sample_rate, noise_multiplier, order, weights),
-        data_independent=float(worst[0]),
+        data_independent=worst,
         epsilon_composed=epsilons.composed,
         epsilon_realised=epsilons.realised,
-        epsilon_data_independent=float(epsilon(worst[1:], EPSILON_ORDERS, delta)[0]),
+        epsilon_data_independent=float(epsilon(everywhere, EPSILON_ORDERS, delta)[0]),
     )
+
+
+class ReverseAccount(NamedTuple):
+    """What runs without a point say of D(train without it || train with it)."""
+
+    realised: np.ndarray
+    """Each run's realised sum, nats, shape (R, P)."""
+    largest: np.ndarray
+    """Sum over steps of the largest divergence among the R runs, nats, shape (P,)."""
+    epsilon_realised: np.ndarray
+    """Shape (R, P)."""
+    epsilon_largest: np.ndarray
+    """Shape (P,)."""
+
+
+def reverse_account(
+    sensitivity: np.ndarray,
+    steps: np.ndarray,
+    total_steps: int,
+    sample_rate: float,
+    noise_multiplier: float,
+    order: float,
+    delta: float,
+    interpolate: bool = True,
+) -> ReverseAccount:
+    """Return the costs and epsilons of the direction that `account` leaves out.
+
+    A step's divergence is that of the base from the mixture, at most D of `account` at equal sensitivity (theorem 5 of
+    Mironov, Talwar, Zhang, arXiv 1908.10530v1), and never above -ln(1-q).
+
+    Args:
+        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train WITHOUT the point.
+        steps: Step of each column, shape (S,), increasing, in 0...T.
+        total_steps: T, steps of the whole run.
+        sample_rate: q in [0, 1].
+        noise_multiplier: sigma > 0.
+        order: a > 1.
+        delta: In (0, 1).
+        interpolate: Totals over all T steps, interpolated between the measured ones; else over the measured ones.
+    """
+    s, steps = _check_trajectories(sensitivity, steps, total_steps)
+    weights = interpolation_weights(steps, total_steps) if interpolate else np.ones(steps.size)
+    (divergence,) = divergence_at(s, sample_rate, noise_multiplier, (order,), reverse=True)
+    epsilons = trajectory_epsilons(s, steps, total_steps, sample_rate, noise_multiplier, delta, weights, reverse=True)
+    return ReverseAccount(
+        realised=np.einsum("rsp,s->rp", divergence, weights),
+        largest=weights @ divergence.max(axis=0),
+        epsilon_realised=epsilons.realised,
+        epsilon_largest=epsilons.composed,
+    )
+
+
+class InterpolationError(NamedTuple):
+    """What measuring at a few stages costs, against every step of the same runs; each of shape (R, P)."""
+
+    total: np.ndarray
+    """Realised sum from the stages over that of every step, less 1; NaN where the latter is 0."""
+    epsilon: np.ndarray
+    """Epsilon from the stages less that from every step."""
+    step_low: np.ndarray
+    """2.5 % point over the steps of (interpolated divergence / divergence) - 1, steps without cost left out."""
+    step_high: np.ndarray
+    """97.5 % point."""
+
+
+def interpolation_error(
+    sensitivity: np.ndarray,
+    stages: np.ndarray,
+    sample_rate: float,
+    noise_multiplier: float,
+    order: float,
+    delta: float,
+) -> InterpolationError:
+    """Return the error of totals that are interpolated between stages, from runs measured at every step.
+
+    Args:
+        sensitivity: s of each run, step and point, shape (R, T, P), in [0, 1], steps 0...T-1.
+        stages: The steps to keep, shape (S,), increasing, in 0...T-1.
+        sample_rate: q in [0, 1].
+        noise_multiplier: sigma > 0.
+        order: a >= 2.
+        delta: In (0, 1).
+    """
+    s, stages = np.asarray(sensitivity), np.asarray(stages)
+    time = np.arange(s.shape[1])
+    weights = interpolation_weights(stages, time.size)
+    exact = step_divergence(s, sample_rate, noise_multiplier, order)
+    hat = np.stack([np.interp(time, stages, row) for row in np.eye(stages.size)], axis=1)
+    between = np.einsum("ts,rsp->rtp", hat, exact[:, stages])
+    mechanism = (time.size, sample_rate, noise_multiplier, delta)
+    epsilons = [
+        trajectory_epsilons(s[:, kept], kept, *mechanism, step_weights=each).realised
+        for kept, each in ((stages, weights), (time, np.ones(time.size)))
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(exact > 0, between / exact - 1, math.nan)
+        total = np.where(exact.sum(axis=1) > 0, between.sum(axis=1) / exact.sum(axis=1) - 1, math.nan)
+    some = np.asarray(np.isfinite(ratio).any(axis=1))
+    low, high = (
+        np.where(some, np.nanquantile(np.where(some[:, None], ratio, 0.0), share, axis=1), math.nan)
+        for share in (0.025, 0.975)
+    )
+    return InterpolationError(total, epsilons[0] - epsilons[1], low, high)

@@ -29,6 +29,8 @@ FORMAT = 1
 DISTANCE = "distance (sum)"
 STEP_COST = "Privacy cost"
 TOTAL = "Total Privacy Cost"
+LARGEST = "largest of R runs"
+FORMER_NAMES = {LARGEST: "composed bound", "epsilon largest of R runs": "epsilon composed"}
 DISTANCE_UNITS = ("batch_mean", "norm")
 
 _SETTINGS = ("sigma", "p", "batch_size", "cn")
@@ -39,7 +41,7 @@ _SEED = "seed"
 _LENGTH = ("total_steps", "epochs")
 _TRAINING = ("eps", "delta", "lr")
 _CLIPPING_SLACK = 1e-4
-_MAKER = "sensitivity/compute_sensitivity.py"
+MAKER = "sensitivity/compute_sensitivity.py"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def read_results(
     settings: dict[str, tuple[Any, Path]] = {}
     runs: dict[str, _Run] = {}
     for path in map(Path, paths):
-        _check_there(path, _MAKER)
+        check_there(path)
         table = _read_table(path, columns)
         for name in (*_SETTINGS, *_TEXT_SETTINGS, *_LENGTH, *_TRAINING):
             if name in table:
@@ -252,7 +254,7 @@ def _trainings(paths: Iterable[Path]) -> list[Kept]:
     """Return the result files whose sidecars say how the runs were trained, after comparing their digests."""
     found = [one for one in map(_kept, paths) if one and "optimization" in one.settings]
     for one in found:
-        check_format(one.path, one.sidecar, FORMAT, _MAKER)
+        check_format(one.path, one.sidecar, FORMAT, MAKER)
         check_content(one)
     return found
 
@@ -304,7 +306,8 @@ def _check_made_of(result: Kept, files: Sequence[Path], remedy: str) -> None:
             )
 
 
-def _check_there(path: str | Path, made_by: str) -> None:
+def check_there(path: str | Path, made_by: str = MAKER) -> None:
+    """Refuse a file that is not there, with the name of what makes it."""
     if not Path(path).exists():
         raise InputError(f"{path}: cannot read as CSV: No such file or directory; {made_by} makes it")
 
@@ -332,7 +335,7 @@ def read_ranking(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file cannot be read, lacks a column, repeats a point or holds a cost that is no number >= 0.
     """
-    _check_there(path, "sensitivity/compo_res/rank.py")
+    check_there(path, "sensitivity/compo_res/rank.py")
     table = _read_columns(path, ("point", TOTAL))
     return table["point"].astype(np.int64), table[TOTAL]
 
@@ -343,8 +346,10 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file cannot be read or has neither form, a point is repeated, or a cost is no number >= 0.
     """
-    _check_there(path, "renyi_per_instance_sum_compo.py")
+    check_there(path, "renyi_per_instance_sum_compo.py")
     header = open_table(path).names
+    for names in (FORMER_NAMES, {old: new for new, old in FORMER_NAMES.items()}):
+        cost = names[cost] if cost not in header and names.get(cost) in header else cost
     if cost not in header and {"point", "step", STEP_COST} <= set(header):
         steps = _read_columns(path, ("point", "step", STEP_COST), unique=("point", "step"))
         points, position = np.unique(steps["point"].astype(np.int64), return_inverse=True)
@@ -359,11 +364,32 @@ def read_comparison(path: str | Path) -> pd.DataFrame:
     Raises:
         InputError: The file cannot be read or is not such a table.
     """
-    _check_there(path, "sensitivity/run_compo.sh or rank_eval.py --output")
+    check_there(path, "sensitivity/run_compo.sh or rank_eval.py --output")
     missing = {"metric", "value", "low", "high"} - set(open_table(path).names)
     if missing:
         raise InputError(f"{path}: lacks the column {min(missing)!r} of a comparison")
     return pd.read_csv(path).set_index("metric")
+
+
+def read_step_costs(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read a file of step costs, `point,step,Privacy cost`.
+
+    Returns:
+        Points (P,), steps (S,), both int64 and increasing, and costs (S, P).
+
+    Raises:
+        InputError: The file cannot be read, lacks a column or a pair of point and step, or repeats one.
+    """
+    check_there(path, "renyi_per_instance_sum_compo.py")
+    names = ("point", "step", STEP_COST)
+    rows = _read_columns(path, names, unique=("point", "step"))
+    points, column = np.unique(rows["point"].astype(np.int64), return_inverse=True)
+    steps, row = np.unique(rows["step"].astype(np.int64), return_inverse=True)
+    if row.size != points.size * steps.size:
+        raise InputError(f"{path}: not every point has a cost at every step")
+    costs = np.empty((steps.size, points.size))
+    costs[row, column] = rows[STEP_COST]
+    return points, steps, costs
 
 
 def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:

@@ -21,12 +21,16 @@ from libmodels.checkpoints import own_names, read_checkpoint, read_weights
 from libmodels.networks import Network
 from libstore.errors import InputError
 from libstore.index import check_index, load_array
+from libstore.left_out import TRAINED_ON
 from libstore.sensitivity_results import DISTANCE
 from libstore.store import Output, file_sha256
 from libtrain.dp_training import DPTrainer
 from libtrain.private_study import Study, load_study
 from libtrain.settings import DPSettings, MeasureSettings, PrivacyPlan, StudySettings
 from libtrain.training import predict
+
+REMOVED = "removed"
+"""Value of --points for the points that are left out of the training."""
 
 
 def read_points(text: str, size: int) -> np.ndarray:
@@ -64,8 +68,15 @@ def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray)
     """Return the points that the settings name, the random ones last.
 
     Raises:
-        InputError: A point is out of range, repeated, removed or not trained on, or there are too few to sample.
+        InputError: A point is out of range, repeated, removed or not trained on, or there are too few to sample;
+            with --points removed, none is removed or a sample is asked for.
     """
+    if measuring.points == REMOVED:
+        if not removed.size:
+            raise InputError(f"--points {REMOVED}: needs --remove-points")
+        if measuring.points_sample:
+            raise InputError(f"--points-sample {measuring.points_sample}: does not go with --points {REMOVED}")
+        return removed
     trained = study.data.index[study.rows]
     only_sample = measuring.points == "0" and measuring.points_sample
     points = np.empty(0, np.int64) if only_sample else read_points(measuring.points, study.data.split_size)
@@ -264,8 +275,11 @@ def measure_stages(
     return pd.concat(tables)
 
 
-def constant_columns(study: Study, settings: DPSettings, plan: PrivacyPlan, run: int) -> dict[str, Any]:
+def constant_columns(
+    study: Study, settings: DPSettings, plan: PrivacyPlan, measuring: MeasureSettings, run: int
+) -> dict[str, Any]:
     """Return the columns of a result file that are the same in every row, under their published names."""
+    left_out = {TRAINED_ON: 0} if measuring.points == REMOVED else {}
     return {
         "p": plan.sample_rate,
         "sigma": plan.noise_multiplier,
@@ -281,4 +295,5 @@ def constant_columns(study: Study, settings: DPSettings, plan: PrivacyPlan, run:
         "dataset": study.data.name,
         "model": study.spec.arch,
         "reduction": "sum",
+        **left_out,
     }

@@ -138,7 +138,9 @@ class PrivacyPlan:
 class MeasureSettings(Settings):
     """Which points are measured at which stages of a training."""
 
-    points: str = setting("1000", "points to measure: the first N, a range A-B, or a file; 0 for the sample only")
+    points: str = setting(
+        "1000", "points to measure: the first N, a range A-B, a file, 0 for the sample only, or removed: those left out"
+    )
     points_sample: int = setting(0, "measure K random others as well", at_least=0, metavar="K", flag="--points-sample")
     points_seed: int = setting(0, "seed of --points-sample", at_least=0, metavar="S", flag="--points-seed")
     remove_points: str | None = setting(

@@ -1,4 +1,4 @@
-# Sourced by run.sh, run_loop.sh, run_loop_rm.sh and run_compo.sh: their flags, and how they start and stop jobs.
+# Sourced by the loops of this folder: their flags, and how they start and stop jobs.
 # Settings are flags, or environment variables of the same name in capitals. A configuration that is there from where the
 # command is typed is taken; all other paths count from the top of the repository. Flags that are not read here are left
 # in $flags, quoted.
@@ -6,8 +6,9 @@
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 . "$here/../scripts/flags.sh"
-runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} config=${CONFIG:-} python=${PYTHON:-python} overwrite=''
-read_flags 'runs remove which config' overwrite "$@"
+runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} folds='' fold_size=30 rounds=3
+config=${CONFIG:-} python=${PYTHON:-python} overwrite=''
+read_flags 'runs remove which folds fold_size rounds config' overwrite "$@"
 case $config in
     '') config=config.json ;;
     /*) ;;
@@ -16,6 +17,9 @@ esac
 cd "$here/.."
 positive --runs "$runs"
 positive --remove "$remove"
+positive --folds "${folds:-1}"
+positive --fold_size "$fold_size"
+positive --rounds "$rounds"
 case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: not cheapest, dearest or random" ;; esac
 
 child='' stopped=''
@@ -79,4 +83,12 @@ results() {
         printf ' %s' "$(quoted "$folder/res/res$1$run.csv")"
         run=$((run + 1))
     done
+}
+
+# account PREFIX NAME FLAGS...: costs, totals and ranks of the runs with this prefix, in $compo.
+account() {
+    prefix=$1 name=$2
+    shift 2
+    eval "job \"\$python\" renyi_per_instance_sum_compo.py $(results "$prefix")"' --output_dir "$compo" --name "$name" "$@"'
+    job "$python" sensitivity/compo_res/rank.py "$compo/${name}_totals.csv" ${overwrite:+"$overwrite"}
 }

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = measure_stages(trainer, checkpoints, measuring.shares, points, study, stopping)
         made_by |= {"privacy": privacy, "seconds": round(time.monotonic() - started, 3)}
         with exclusive(result.path.parent):
-            rows = table.assign(**constant_columns(study, dp, plan, args.run))
+            rows = table.assign(**constant_columns(study, dp, plan, measuring, args.run))
             result.save(rows.to_csv(index=False).encode(), made_by)
         if own:
             state.remove()

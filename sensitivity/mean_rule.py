@@ -4,7 +4,8 @@
 
 Thudi et al., arXiv 2307.00310: the divergence of theorem 3.6 and the (epsilon, delta) guarantee of one step where the
 update is the mean over the batch at hand, and a bound of our own that couples the batches (libscores/one_step.py,
-docs/renyi_composition.md). Columns end in `standard error` where they are estimates from batches.
+docs/renyi_composition.md). The coupled bound has a standard error over batches; what tuples of batches give of the
+theorem is a lower value, which rises with --tuples.
 
 Inputs: the checkpoints of sensitivity/compute_sensitivity.py; the flags are those it was run with. Output, with a JSON
 sidecar: <sensitivity_dir>/compo_res/mean_rule<name>.csv, a row per point and stage.
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         made_by = provenance(**describe_device(device), privacy=plan.record(dp))
         output.save(pd.concat(tables).to_csv(index=False).encode(), made_by)
     print(f"{path}: {len(points)} points at {len(wanted)} stages")
+    print(f"theorem 3.6 from {how.tuples} tuples for each number of hits: a lower value, more tuples raise it")
     print(pd.concat(tables).groupby("step").median().drop(columns="point").T.to_string(float_format="{:.4g}".format))
 
 

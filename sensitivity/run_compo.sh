@@ -1,19 +1,12 @@
 #!/bin/sh
-# Accounting and ranking of the runs of run_loop.sh; with --which, also of run_loop_rm.sh's, and their comparison.
-#   ./run_compo.sh [--runs R] [--which cheapest|dearest|random --remove M]
+# Accounting and ranking of the runs of run_loop.sh; with --which, also of run_loop_rm.sh's, and their comparison; with
+# --folds, both directions (compo_res_both), from run_folds.sh's runs.
+#   ./run_compo.sh [--runs R] [--which cheapest|dearest|random --remove M] [--folds F]
 # Flags: --runs R (10) --remove M (100) --config FILE --overwrite; others go to renyi_per_instance_sum_compo.py.
 . "$(dirname -- "$0")/common.sh"
 folder=$(folder)
 compo=$folder/compo_res
 eval "set -- $flags"
-
-# account PREFIX NAME FLAGS...: costs, totals and ranks of the runs with this prefix.
-account() {
-    prefix=$1 name=$2
-    shift 2
-    eval "job \"\$python\" renyi_per_instance_sum_compo.py $(results "$prefix")"' --output_dir "$compo" --name "$name" "$@"'
-    job "$python" sensitivity/compo_res/rank.py "$compo/${name}_totals.csv" ${overwrite:+"$overwrite"}
-}
 [ -z "$overwrite" ] || set -- "$@" "$overwrite"
 account '' compo_res_all "$@"
 if [ -n "$which" ]; then
@@ -22,4 +15,13 @@ if [ -n "$which" ]; then
     eval "set -- --results_before $(results '') --results_after $(results "_${removal}_")"
     job "$python" sensitivity/rank_eval.py "$compo/compo_res_all_ranked.csv" "$compo/compo_res_${removal}_ranked.csv" \
         "$@" --paired --output "$compo/comparison_$removal.csv" ${overwrite:+"$overwrite"}
+fi
+if [ -n "$folds" ]; then
+    without='' fold=1
+    while [ "$fold" -le "$folds" ]; do
+        without="$without $(results "_without_${fold}_")"
+        fold=$((fold + 1))
+    done
+    eval "set -- $flags --without $without"
+    account '' compo_res_both "$@" ${overwrite:+"$overwrite"}
 fi

@@ -93,7 +93,7 @@ def test_derived_files_grow_with_the_runs(tmp_path: Path) -> None:
     fresh = write_runs(tmp_path / "fresh")
     run_ok(COMPO, *fresh)
     assert totals.read_bytes() == (fresh[0].parent.parent / "compo_res" / totals.name).read_bytes()
-    np.testing.assert_array_equal(read_ranking(ranked)[1], np.sort(read_totals(totals, "composed bound")[1]))
+    np.testing.assert_array_equal(read_ranking(ranked)[1], np.sort(read_totals(totals, "epsilon realised mean")[1]))
     result_table(9).to_csv(files[2], index=False)
     assert "made again, 1 file changed" in run_ok(COMPO, *files)
     assert "alpha: 8.0 there, 4.0 asked for" in refusal(COMPO, *files, "--alpha", 4)
@@ -114,7 +114,7 @@ def test_a_list_of_points_to_remove_is_not_replaced_without_being_asked(tmp_path
     totals = pd.read_csv(compo / "compo_res_all_totals.csv")
     run_ok(RANK, compo / "compo_res_all_totals.csv", "--select", 2)
     assert (compo / "compo_res_all_cheapest_2.txt").read_bytes() == chosen  # the same points, nobody is asked
-    totals["composed bound"] = totals["composed bound"].to_numpy()[::-1]
+    totals["epsilon realised mean"] = totals["epsilon realised mean"].to_numpy()[::-1]
     totals.to_csv(compo / "compo_res_all_totals.csv", index=False)
     told = refusal(RANK, compo / "compo_res_all_totals.csv", "--select", 2)
     assert "cheapest_2.txt: made with other settings" in told and "--overwrite" in told
@@ -148,7 +148,7 @@ def test_before_and_after_are_of_one_study(tmp_path: Path) -> None:
     run_ok(COMPO, *after)
     assert re.search(r"after/\S+_ranked.csv was not made of \S+_totals.csv", refusal(*line))
     run_ok(RANK, ranked[1].with_name("compo_res_all_totals.csv"), "--cost", "realised sum max", "--overwrite")
-    assert 'cost ("realised sum max" and "composed bound")' in refusal(EVAL, *ranked)
+    assert 'cost ("realised sum max" and "epsilon realised mean")' in refusal(EVAL, *ranked)
     run_ok(COMPO, *after, "--alpha", 4, "--overwrite")
     run_ok(RANK, ranked[1].with_name("compo_res_all_totals.csv"), "--overwrite")
     assert "alpha (4.0 and 8.0)" in refusal(EVAL, *ranked)

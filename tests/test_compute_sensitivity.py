@@ -404,8 +404,13 @@ def test_results_go_through_accounting_ranking_and_comparison(study: Path, tmp_p
     assert run_script("renyi_per_instance_sum_compo.py", *files).returncode == 0
     totals = folder / "compo_res" / "compo_res_all_totals.csv"
     table = pd.read_csv(totals)
-    assert len(table) == 25 and np.all(table["epsilon composed"] <= table["epsilon data-independent"] * (1 + 1e-9))
-    assert table["epsilon data-independent"].unique() == pytest.approx([10], rel=0.01)  # what the noise was made for
+    assert len(table) == 25 and np.all(
+        table["epsilon largest of R runs"] <= table["epsilon data-independent"] * (1 + 1e-9)
+    )
+    # The noise was made for 10 by whole orders: fractional ones say a little less, loss distributions less still.
+    assert 9.3 < table["epsilon data-independent"].iloc[0] <= 10
+    tighter = table["epsilon data-independent, loss distributions"].iloc[0]
+    assert 8 < tighter < table["epsilon data-independent"].iloc[0]
     ranked = run_script("sensitivity/compo_res/rank.py", totals, "--select", 5)
     assert ranked.returncode == 0, ranked.stderr
     gone, kept = (folder / "compo_res" / f"compo_res_all_cheapest_5{end}.txt" for end in ("", "_kept"))

@@ -155,7 +155,7 @@ def test_selected_points():
 
 
 def test_trajectories_that_are_clipped_throughout_have_no_correlation() -> None:
-    runs = ranking.Runs(np.ones((2, 4)), np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.ones(2))
+    runs = ranking.Runs(np.ones((2, 4)), np.ones((2, 4)), np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.ones(2))
     table = ranking.compare_runs(runs, runs, paired=True, n_resamples=5)
     assert math.isnan(table["trajectory_correlation"].value) and table["trajectory_cosine"].value == pytest.approx(1)
 
@@ -173,3 +173,99 @@ def test_intervals_of_split_halves_hold_the_value_and_shrink_with_points():
     # Spearman's is (6/pi) arcsin(r/2) for normal scores.
     expected = 6 / np.pi * np.arcsin(1 / (1 + 1 / 8) / 2)
     assert narrow["spearman"].low < expected < narrow["spearman"].high
+
+
+def test_single_runs_are_compared_with_their_own_pairs():
+    """Run k after is run k before but for a little noise; runs differ much: pairs agree, other seeds do not."""
+    generator = np.random.default_rng(2)
+    level = generator.normal(size=80)
+    before = level + generator.normal(size=(4, 80))
+    after = before + 0.05 * generator.normal(size=(4, 80))
+    paired = ranking.single_run_agreement(before, after, paired=True)
+    each = np.array([ranking.rank_agreement(a, b) for a, b in zip(before, after, strict=True)])
+    others = np.array([ranking.rank_agreement(before[i], before[j]) for i, j in itertools.permutations(range(4), 2)])
+    crossed = np.array([ranking.rank_agreement(a, b) for a in before for b in after])
+    unpaired = ranking.single_run_agreement(before, after, paired=False)
+    for column, name in enumerate(ranking.RANK_METRICS):
+        assert paired[name].value == pytest.approx(each[:, column].mean())
+        half = 3.182 * each[:, column].std(ddof=1) / 2  # Student's 97.5 % point at 3 degrees of freedom
+        assert paired[name].high == pytest.approx(each[:, column].mean() + half, rel=1e-3)
+        assert paired[f"{name}_other_seeds"].value == pytest.approx(others[:, column].mean())
+        assert unpaired[name].value == pytest.approx(crossed[:, column].mean())
+        assert unpaired[name].low < unpaired[name].value < unpaired[name].high
+    assert paired["spearman"].low > paired["spearman_other_seeds"].high
+
+
+def test_agreement_of_few_single_runs_has_no_interval_where_there_is_none():
+    generator = np.random.default_rng(0)
+    one = ranking.single_run_agreement(*generator.normal(size=(2, 1, 9)), paired=True)
+    assert set(one) == set(ranking.RANK_METRICS) and math.isnan(one["kendall"].low)
+    two = ranking.single_run_agreement(*generator.normal(size=(2, 2, 9)), paired=True)
+    assert math.isnan(two["spearman_other_seeds"].low) and not math.isnan(two["spearman"].low)
+    with pytest.raises(ValueError, match="equally many"):
+        ranking.single_run_agreement(np.ones((2, 3)), np.ones((3, 3)), paired=True)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_intervals_of_single_runs_cover(paired):
+    """The expected agreement of a pair of runs lies inside in nearly 95 % of experiments of 4 runs."""
+    generator = np.random.default_rng(5)
+    level = generator.normal(size=60)
+
+    def experiment(runs: int) -> tuple[np.ndarray, np.ndarray]:
+        before = level + 0.7 * generator.normal(size=(runs, 60))
+        return before, before + 0.3 * generator.normal(size=(runs, 60))
+
+    pairs = [experiment(2) for _ in range(400)]
+    own = np.mean([ranking.rank_agreement(a[0], b[0])[0] for a, b in pairs])
+    crossed = np.mean([ranking.rank_agreement(a[0], b[1])[0] for a, b in pairs])  # runs of their own
+    seeds = np.mean([ranking.rank_agreement(a[0], a[1])[0] for a, _ in pairs])
+    inside = []
+    for _ in range(60):
+        a, b = experiment(4)
+        if not paired:
+            b = experiment(4)[1]
+        found = ranking.single_run_agreement(a, b, paired)
+        truth = own if paired else crossed
+        inside.append([found["spearman"].low <= truth <= found["spearman"].high,
+                       found["spearman_other_seeds"].low <= seeds <= found["spearman_other_seeds"].high])  # fmt: skip
+    assert np.all(np.mean(inside, axis=0) >= 0.85)
+
+
+def test_one_training_measured_twice_is_told_from_two():
+    generator = np.random.default_rng(0)
+    norms = np.exp(generator.normal(-1, 1.5, (9, 40)))
+    first = np.minimum(norms, 1.0)
+    assert ranking.nothing_retrained(first, first) == pytest.approx(1)
+    assert ranking.nothing_retrained(first, first.astype(np.float32)) == pytest.approx(1)
+    assert ranking.nothing_retrained(first, np.minimum(norms * 10 / 9, 1.0)) == pytest.approx(10 / 9)
+    assert ranking.nothing_retrained(np.minimum(norms * 0.1, 1.0), first) == pytest.approx(10)
+    for change in (1e-3, 0.3):
+        other = norms * np.exp(change * generator.normal(size=norms.shape))
+        other[0] = norms[0]  # the same initial weights
+        assert ranking.nothing_retrained(first, np.minimum(other, 1.0)) is None
+    drifting = norms * np.linspace(1, 2, 9)[:, None]
+    assert ranking.nothing_retrained(first, np.minimum(drifting, 1.0)) is None
+    few = norms.copy()
+    few[:4] *= np.exp(generator.normal(size=(4, 40)))
+    assert ranking.nothing_retrained(first, np.minimum(few, 1.0)) == pytest.approx(1)
+    assert ranking.nothing_retrained(np.ones((3, 4)), np.ones((3, 4))) is None  # clipped throughout: nothing to see
+
+
+def test_rounds_that_are_saved():
+    """Five points, one removed a round: the guess from round 0 misses in round 2, and costs drift by a line."""
+    points = np.array([7, 3, 5, 1, 9])
+    rounds = [
+        ranking.Round(points, np.array([1.0, 2, 3, 4, 5])),
+        ranking.Round(points[1:], np.array([3.0, 2.5, 5, 6])),  # point 5 is now cheaper than 3
+        ranking.Round(points[[1, 3, 4]], np.array([4.0, 6, 7])),
+    ]
+    rows = {(row["from_round"], row["round"]): row for row in ranking.saved_rounds(rounds, 1)}
+    assert set(rows) == {(0, 1), (0, 2), (1, 2)}
+    assert rows[0, 1]["overlap"] == 1 and rows[0, 1]["saved"] == 0
+    assert rows[0, 2]["overlap"] == 0.5 and rows[0, 2]["saved"] == 1  # 7 and 3 are guessed, 7 and 5 went
+    assert rows[1, 2]["overlap"] == 1
+    assert rows[0, 2]["median_error"] == pytest.approx(1 / 3)  # 2/4, 4/6, 5/7
+    assert math.isnan(rows[0, 2]["median_error_line"])
+    assert rows[1, 2]["median_error_line"] == pytest.approx(0, abs=1e-12)  # 3 + 1, 5 + 1, 6 + 1
+    assert rows[0, 2]["spearman"] == pytest.approx(1) and rows[0, 2]["mean_rank_shift"] == 0

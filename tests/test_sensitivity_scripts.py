@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_refused, run_script, tree
-from scipy import special
+from scipy import special, stats
 
+from libscores import renyi
+from libscores.accounting import spent_epsilon
 from libstore.errors import InputError
-from libstore.sensitivity_results import read_ranking, read_results
+from libstore.sensitivity_results import read_ranking, read_results, read_totals
 
 COMPO = "renyi_per_instance_sum_compo.py"
 CONCAT, SPLIT = "sensitivity/res/res_concat.py", "sensitivity/res/res_splitter.py"
@@ -110,15 +112,26 @@ def test_accounting_of_files_agrees_with_plain_loops(files):
     np.testing.assert_allclose(totals.loc[POINTS, "realised sum mean"], realised.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(totals.loc[POINTS, "realised sum max"], realised.max(axis=0), rtol=1e-9)
     np.testing.assert_allclose(totals["data-independent"], TOTAL * log_moment(1.0, 4) / 3, rtol=1e-9)
-    assert np.all(totals["composed bound"] >= totals["realised sum mean"])
-    assert np.all(totals["composed bound"] <= totals["data-independent"] * (1 + 1e-9))
-    assert np.all(totals["epsilon composed"] <= totals["epsilon data-independent"] * (1 + 1e-9))
+    assert list(totals)[:2] == ["epsilon realised mean", "epsilon realised max"]
+    assert np.all(totals["largest of R runs"] >= totals["realised sum mean"])
+    assert np.all(totals["largest of R runs"] <= totals["data-independent"] * (1 + 1e-9))
+    assert np.all(totals["epsilon largest of R runs"] <= totals["epsilon data-independent"] * (1 + 1e-9))
+    spent = totals["epsilon realised mean, loss distributions"]
+    assert np.all(spent <= totals["epsilon realised mean"]) and np.any(spent < 0.95 * totals["epsilon realised mean"])
+    worst = spent_epsilon(SIGMA, BATCH / EXAMPLES, TOTAL, 1e-5, "pld")
+    assert totals["epsilon data-independent, loss distributions"].unique() == pytest.approx([worst], rel=2e-3)
+    assert set(totals["directions"]) == {"one-sided: with || without"}
+    growth = pd.read_csv(folder / "compo_res_all_runs.csv")
+    assert growth["runs"].tolist() == [1, 2, 3]
+    share = (totals["largest of R runs"] / totals["data-independent"]).median()
+    assert growth["share of data-independent"].iloc[-1] == pytest.approx(share, rel=0.01)
+    assert growth["share of data-independent"].is_monotonic_increasing and growth["epsilon"].is_monotonic_increasing
     costs = pd.read_csv(folder / "compo_res_all.csv")
     assert list(costs) == ["point", "step", "Privacy cost"]
     time = np.arange(TOTAL)
     for point, curve in costs.groupby("point"):
         summed = np.interp(time, curve["step"], curve["Privacy cost"]).sum()
-        assert summed == pytest.approx(totals.loc[point, "composed bound"], rel=1e-9)
+        assert summed == pytest.approx(totals.loc[point, "largest of R runs"], rel=1e-9)
     sidecar = json.loads((folder / "compo_res_all_totals.json").read_text())
     assert sidecar["settings"]["total_steps"] == TOTAL
     assert "interpolated" in sidecar["settings"]["estimate"]
@@ -452,10 +465,10 @@ def test_ranking_and_selection(files):
     run_ok(COMPO, *files)
     compo = files[0].parent.parent / "compo_res"
     out = run_ok(RANK, compo / "compo_res_all_totals.csv", "--select", 2, "--show", 3)
-    totals = pd.read_csv(compo / "compo_res_all_totals.csv").sort_values("composed bound")
+    totals = pd.read_csv(compo / "compo_res_all_totals.csv").sort_values("epsilon realised mean")
     ranked = pd.read_csv(compo / "compo_res_all_ranked.csv")
     assert list(ranked) == ["point", "Total Privacy Cost"]
-    np.testing.assert_array_equal(ranked.to_numpy(), totals[["point", "composed bound"]].to_numpy())
+    np.testing.assert_array_equal(ranked.to_numpy(), totals[["point", "epsilon realised mean"]].to_numpy())
     assert (compo / "compo_res_all_cheapest_2.txt").read_text() == f"{ranked.point[0]} {ranked.point[1]}\n"
     assert out.count("point ") == 6
     run_ok(RANK, compo / "compo_res_all_totals.csv", "--select", 2, "--which", "dearest")
@@ -488,7 +501,15 @@ def test_comparing_two_rankings(tmp_path):
     run_ok(EVAL, ranked_before, ranked_after, *flags, "--output", tmp_path / "runs.csv")
     table = pd.read_csv(tmp_path / "runs.csv").set_index("metric")
     assert np.all(table.loc["spearman_realised", ["low"]] <= table.loc["spearman_realised", "value"])
-    norms = read_norms(before)[:, :, 2:].mean(axis=0)
+    single = read_norms(before)[:, :, 2:]
+    for metric in ("spearman", "kendall", "mean_rank_shift"):
+        for kind in ("realised", "epsilon"):
+            assert {f"{metric}_{kind}", f"{metric}_{kind}_other_seeds"} <= set(table.index)
+    costs = np.array([[np.interp(np.arange(TOTAL), STEPS, np.vectorize(log_moment)(c, 8)).sum() for c in run.T]
+                      for run in single])  # fmt: skip
+    pairs = [stats.spearmanr(costs[i], costs[j]).statistic for i in range(3) for j in range(3) if i != j]
+    assert table.loc["spearman_realised_other_seeds", "value"] == pytest.approx(np.mean(pairs))
+    norms = single.mean(axis=0)
     others = np.mean(
         [pd.read_csv(path).pivot(index="step", columns="point", values="distance (sum)") for path in after], axis=0
     )
@@ -518,8 +539,92 @@ def test_comparison_refuses_what_does_not_fit(tmp_path):
         bad.write_text("point,Total Privacy Cost\n" + content)
         assert_refused(run_script(EVAL, bad, bad), "bad.csv", mention)
     compo = ranked_before.parent
-    assert_refused(run_script(RANK, compo / "compo_res_all_totals.csv", "--cost", "price"), "'price'", "composed bound")
+    assert_refused(
+        run_script(RANK, compo / "compo_res_all_totals.csv", "--cost", "price"), "'price'", "largest of R runs"
+    )
     assert_refused(run_script(RANK, compo / "compo_res_all_totals.csv", "--select", 7), "--select 7")
+
+
+def test_one_training_measured_twice_is_refused(tmp_path):
+    """As the published removal: the norms over 1,000 and over 900, clipped, and nothing trained anew."""
+    before, _, ranked_before, ranked_after = rank_both(tmp_path)
+    again = write_runs(tmp_path / "again", points=POINTS[2:])
+    for source, path, factor in zip(before, again, (1.0, 10 / 9, 0.9), strict=True):
+        table = pd.read_csv(source).query("point > 5")
+        table["distance (sum)"] = np.minimum(table["distance (sum)"] * factor, 1 / BATCH)
+        table.to_csv(path, index=False)
+    for factor, path in zip(("1 times", "1.11111 times", "0.9 times"), again, strict=True):
+        both = ("--results_before", *before, "--results_after", path)
+        refused = run_script(EVAL, ranked_before, ranked_after, *both)
+        assert_refused(refused, path.name, factor, "nothing was trained anew")
+
+
+def write_folds(folder: Path, runs: int = 2, **changes: object) -> list[Path]:
+    """Two folds of two and three points, left out of the training."""
+    (folder / "res").mkdir(parents=True, exist_ok=True)
+    paths = []
+    for fold, points in enumerate((POINTS[:2], POINTS[3:6]), start=1):
+        for run in range(1, runs + 1):
+            paths.append(folder / "res" / f"res_without_{fold}_{run}.csv")
+            table = result_table(run, points=points, seed=40 + fold).assign(trained_on=0, **changes)
+            table.to_csv(paths[-1], index=False)
+    return paths
+
+
+def test_both_directions(files, tmp_path):
+    """The larger stands where both were measured; the others say that they are one-sided."""
+    folds = write_folds(tmp_path / "without")
+    out = run_ok(COMPO, *files, "--without", *folds)
+    assert "both directions of 5" in out
+    table = pd.read_csv(files[0].parent.parent / "compo_res" / "compo_res_all_totals.csv").set_index("point")
+    measured = [*POINTS[:2], *POINTS[3:6]]
+    assert (table.loc[measured, "directions"] == "both").all()
+    rest = table.drop(index=measured)
+    assert set(rest["directions"]) == {"one-sided: with || without"}
+    assert rest["epsilon realised mean, without || with"].isna().all()
+    np.testing.assert_array_equal(rest["epsilon realised mean, larger"], rest["epsilon realised mean"])
+    both = table.loc[measured]
+    columns = ["epsilon realised mean", "epsilon realised mean, without || with"]
+    np.testing.assert_array_equal(both["epsilon realised mean, larger"], both[columns].max(axis=1))
+    curve = pd.read_csv(folds[0]).query(f"point == {POINTS[0]}")["distance (sum)"].to_numpy() * BATCH
+    other = pd.read_csv(folds[1]).query(f"point == {POINTS[0]}")["distance (sum)"].to_numpy() * BATCH
+    runs = np.minimum(np.stack([curve, other]), 1)
+    (divergence,) = renyi.divergence_at(runs, BATCH / EXAMPLES, SIGMA, (8.0,), reverse=True)
+    sums = [np.interp(np.arange(TOTAL), STEPS, row).sum() for row in divergence]
+    assert table.loc[POINTS[0], "realised sum mean, without || with"] == pytest.approx(np.mean(sums), rel=1e-9)
+
+
+def test_directions_are_not_mixed_up(files, tmp_path):
+    folds = write_folds(tmp_path / "without")
+    assert_refused(run_script(COMPO, *files, "--without", files[0]), "res1.csv", "were in the training")
+    assert_refused(run_script(COMPO, *folds[:2]), "res_without_1_1.csv", "left out of the training")
+    other = write_folds(tmp_path / "other", sigma=0.9)
+    assert_refused(run_script(COMPO, *files, "--without", *other), "noise_multiplier is 0.9", "0.8")
+    shifted = write_folds(tmp_path / "shifted")
+    for path in shifted:
+        pd.read_csv(path).replace({"step": {70: 80}}).to_csv(path, index=False)
+    assert_refused(run_script(COMPO, *files, "--without", *shifted), "step 70", "not measured")
+    twice = pd.read_csv(folds[2]).replace({"point": {int(POINTS[3]): int(POINTS[0])}})
+    twice.to_csv(folds[2], index=False)
+    assert_refused(run_script(COMPO, *files, "--without", *folds[:3]), f"point {POINTS[0]} is in", "too")
+    strange = pd.read_csv(folds[3]).replace({"point": {int(POINTS[3]): 4000}})
+    strange.to_csv(folds[3], index=False)
+    assert_refused(run_script(COMPO, *files, "--without", folds[3]), "point 4000", "not measured in the runs with it")
+    assert not (files[0].parent.parent / "compo_res").exists()
+
+
+def test_former_names_of_columns_are_read(tmp_path):
+    path = tmp_path / "old_totals.csv"
+    path.write_text("point,composed bound,realised sum mean\n3,2.5,1\n1,1.5,2\n")
+    for name in ("largest of R runs", "composed bound"):
+        np.testing.assert_array_equal(read_totals(path, name)[1], [2.5, 1.5])
+    path.write_text("point,largest of R runs\n3,2.5\n")
+    np.testing.assert_array_equal(read_totals(path, "composed bound")[1], [2.5])
+
+
+def test_tiny_delta_needs_no_loss_distributions(files):
+    assert_refused(run_script(COMPO, *files, "--delta", "1e-12"), "--delta 1e-12", "--no-loss_distributions")
+    run_ok(COMPO, *files, "--delta", "1e-12", "--no-loss_distributions")
 
 
 def test_epsilons_of_single_steps(files):

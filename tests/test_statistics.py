@@ -9,10 +9,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from libscores.few_runs import growth_with_runs, median_over_runs_and_points
 from libscores.link1 import link1, link1_of_given
 from libscores.link2 import seed_means, trend
 from libscores.link3 import private_memorization
-from libscores.ranking import Runs, compare_runs, split_half_interval, trajectory_similarity
+from libscores.ranking import RANK_METRICS, Runs, compare_runs, split_half_interval, trajectory_similarity
 from libscores.statistics import (
     CORRELATION,
     NOT_NEGATIVE,
@@ -108,16 +109,27 @@ def test_every_bounded_statistic_has_an_interval_of_possible_values(seed: int, n
 
     costs, steps = noisy(n_runs), noisy(n_runs, 4)
     correct, accuracy = (rng.random(steps.shape) < 0.99).astype(float), 1 - noise * rng.random(n_runs) / 10
-    before = Runs(costs, steps, correct, accuracy)
-    after = Runs(noisy(n_runs), noisy(n_runs, 4), np.ones_like(correct), accuracy[::-1])
+    before = Runs(costs, noisy(n_runs), steps, correct, accuracy)
+    after = Runs(noisy(n_runs), noisy(n_runs), noisy(n_runs, 4), np.ones_like(correct), accuracy[::-1])
     table = compare_runs(before, after, paired=True, n_resamples=20)
+    unpaired = compare_runs(before, after, paired=False, n_resamples=20)
+    agreement = [
+        (name, one) for found in (table, unpaired) for name, one in found.items() if name.startswith(RANK_METRICS)
+    ]
     halves = split_half_interval(costs, n_splits=5)
     correlations += [halves["spearman"], halves["kendall"], table["accuracy_change"]]
-    correlations += [table[name] for name in ("spearman_realised", "kendall_realised")]
+    correlations += [one for name, one in agreement if not name.startswith("mean_rank_shift")]
     correlations += [table[name] for name in ("trajectory_cosine", "trajectory_correlation")]
     for name in ("correctness_agreement", "accuracy_before", "accuracy_after"):
         assert within(table[name], 0, 1), name
-    for positive in (halves["mean_rank_shift"], table["mean_rank_shift_realised"], table["trajectory_distance"]):
+    shifts = [one for name, one in agreement if name.startswith("mean_rank_shift")]
+    assert len(agreement) == 2 * len(RANK_METRICS) * 5 and len(shifts) == 2 * 5
+    for positive in (halves["mean_rank_shift"], *shifts, table["trajectory_distance"]):
+        assert within(positive, 0, math.inf)
+    sensitivity = np.clip(noisy(n_runs, 4), 0, 1)
+    growth = growth_with_runs(sensitivity, np.ones(4), 0.1, 1.0, 8, 1e-5)
+    assert all(within(share, 0, 1) for share in growth.share)
+    for positive in (*growth.epsilon, median_over_runs_and_points(costs)):
         assert within(positive, 0, math.inf)
 
     epsilons = np.array([1.0, 2.0, 3.0])

@@ -30,15 +30,33 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser = cli.Parser(__doc__)
     text = "totals, or costs per step (default: <sensitivity_dir>/compo_res/compo_res_all_totals.csv)"
     parser.add_argument("file", type=Path, nargs="?", help=text)
-    parser.add_argument("--cost", default="composed bound", help="column of the totals file to rank by")
+    parser.add_argument(
+        "--cost", default="epsilon realised mean",
+        help="column of the totals file to rank by; what runs spent, in epsilon, does not grow with their number",
+    )  # fmt: skip
     parser.add_argument("--show", type=cli.non_negative_int, default=10, help="points to show at each end")
     parser.add_argument(
         "--select", type=cli.positive_int, help="number of points to write for removal; none by default"
     )
     parser.add_argument("--which", choices=("cheapest", "dearest", "random"), default="cheapest", help="which of them")
+    parser.add_argument(
+        "--removed", type=Path, help="list of points removed before, which --select's list takes up; none by default"
+    )
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of --which random")
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
+
+
+def removed_before(path: Path, points: np.ndarray) -> np.ndarray:
+    """Return the points of a list, none of which may be among the ranked."""
+    try:
+        gone = np.array(path.read_text(encoding="utf-8").split(), dtype=np.int64)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read points: {error}") from error
+    still = np.intersect1d(gone, points)
+    if still.size:
+        raise InputError(f"{path}: point {still[0]} is among the ranked, so it was not removed before")
+    return gone
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.select:
         chosen = select_points(points, costs, args.select, args.which, args.seed)
         settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
-        for end, listed in (("", chosen), ("_kept", np.setdiff1d(points, chosen))):
+        before = np.empty(0, np.int64)
+        if args.removed:
+            before = removed_before(args.removed, points)
+            settings["removed_sha256"] = store.file_sha256(args.removed)
+        for end, listed in (("", np.append(before, chosen)), ("_kept", np.setdiff1d(points, chosen))):
             path = Path(f"{stem}_{args.which}_{args.select}{end}.txt")
             outputs.append((store.Output(path, settings), " ".join(map(str, listed.tolist())).encode() + b"\n"))
     with store.exclusive(args.file.parent):

@@ -1,0 +1,146 @@
+"""What a handful of runs can say: how their largest cost grows with them, medians with the runs' share of the doubt."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from libscores.renyi import EPSILON_ORDERS, divergence_at, epsilon, epsilon_offset, step_divergence
+from libscores.statistics import NOT_NEGATIVE, SHARE, Bounds, Estimate, symmetric_interval
+
+
+class GrowthWithRuns(NamedTuple):
+    """The largest of r runs over random subsets of the runs at hand, r = 1...R, each of length R."""
+
+    share: list[Estimate]
+    """Median over points of the largest of r runs over the data-independent cost."""
+    epsilon: list[Estimate]
+    """Median over points of its epsilon at delta."""
+
+
+def growth_with_runs(
+    sensitivity: np.ndarray,
+    step_weights: np.ndarray,
+    sample_rate: float,
+    noise_multiplier: float,
+    order: float,
+    delta: float,
+    n_subsets: int = 20,
+    seed: int = 0,
+) -> GrowthWithRuns:
+    """Return the median cost by the largest of r runs, for every r, with intervals over runs and points.
+
+    A value at r averages `n_subsets` random subsets of r of the R runs. Its squared standard error adds that of the
+    points (bootstrap) and that of the runs: sum over runs of (value without run i - their mean)^2, each at
+    min(r, R - 1) of the other runs, which is on average not below the variance for any symmetric statistic, a maximum
+    too (Efron, Stein 1981, "The jackknife estimate of variance"). Student's quantile at R - 1; NaN with one run.
+
+    Args:
+        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1].
+        step_weights: Steps that each column stands for, shape (S,).
+        sample_rate: q in [0, 1].
+        noise_multiplier: sigma > 0.
+        order: Order of the share, a >= 2.
+        delta: Delta of epsilon, in (0, 1).
+        n_subsets: About how many random orders of the runs, whose first r are a subset each; every run leads equally
+            often.
+        seed: Seed of subsets and bootstrap.
+    """
+    s, weights = np.asarray(sensitivity), np.asarray(step_weights, dtype=np.float64)
+    runs, _, points = s.shape
+    generator = np.random.default_rng(seed)
+    shuffled = [generator.permutation(runs) for _ in range(max(1, n_subsets // runs))]
+    sequences = [np.roll(one, shift) for one in shuffled for shift in range(runs)]
+    orders = _useful_orders(s, weights, sample_rate, noise_multiplier, delta)
+    whole = float(math.ceil(order))
+    offsets = epsilon_offset(np.array(orders), delta)
+    # First axis: all runs, then without run 0, 1, ...; the same sequences, so that they differ by that run alone.
+    shape = (1 + (runs if runs > 1 else 0), len(sequences), runs, points)
+    share, epsilons = np.empty(shape), np.full(shape, math.inf)
+    for row, divergence in enumerate(divergence_at(s, sample_rate, noise_multiplier, (whole, *orders))):
+        for left, subset in np.ndindex(shape[:2]):
+            sequence = sequences[subset][sequences[subset] != left - 1]
+            largest = np.einsum("rsp,s->rp", np.maximum.accumulate(divergence[sequence], axis=0), weights)
+            largest = np.concatenate([largest, largest[-1:]])[:runs]
+            if row == 0:
+                share[left, subset] = largest
+            else:
+                np.minimum(epsilons[left, subset], largest + offsets[row - 1], out=epsilons[left, subset])
+    share /= float(step_divergence(1.0, sample_rate, noise_multiplier, whole)) * weights.sum()
+    return GrowthWithRuns(_growth(share, generator, SHARE), _growth(np.maximum(epsilons, 0.0), generator, NOT_NEGATIVE))
+
+
+def _growth(
+    values: np.ndarray, generator: np.random.Generator, bounds: Bounds, n_resamples: int = 100
+) -> list[Estimate]:
+    """Return medians over points of values (1 + R, subsets, R, P), averaged over subsets, with their intervals."""
+    runs, points = values.shape[2:]
+    draws = generator.integers(points, size=(n_resamples, points))
+    resampled = np.array([np.median(values[0][..., chosen], axis=-1).mean(axis=0) for chosen in draws])
+    medians = np.median(values, axis=-1).mean(axis=1)
+    if len(medians) == 1:
+        return [Estimate(float(medians[0, 0]), math.nan, math.nan)]
+    squared = np.square(medians[1:] - medians[1:].mean(axis=0)).sum(axis=0) + resampled.var(axis=0, ddof=1)
+    half = stats.t.ppf(0.975, runs - 1) * np.sqrt(squared)
+    return [symmetric_interval(*numbers, bounds) for numbers in zip(medians[0], half, strict=True)]
+
+
+def _useful_orders(
+    s: np.ndarray, weights: np.ndarray, sample_rate: float, noise_multiplier: float, delta: float, most: int = 16
+) -> tuple[float, ...]:
+    """Return at most so many orders, from the least to the largest that is best for one run or for the largest of all.
+
+    Best for the points whose epsilon is in the middle fifth, which decide its median.
+    """
+    totals = np.array(
+        [
+            np.concatenate([np.einsum("rsp,s->rp", divergence, weights), weights @ divergence.max(axis=0)[None]])
+            for divergence in divergence_at(s, sample_rate, noise_multiplier, EPSILON_ORDERS)
+        ]
+    )
+    epsilons, best = epsilon(totals, EPSILON_ORDERS, delta)
+    low, high = np.quantile(epsilons, [0.4, 0.6], axis=-1, keepdims=True)
+    middle = best[(epsilons >= low) & (epsilons <= high)]
+    between = np.array([order for order in EPSILON_ORDERS if middle.min() <= order <= middle.max()])
+    return tuple(between[np.unique(np.linspace(0, between.size - 1, most).round().astype(int))].tolist())
+
+
+def median_over_runs_and_points(values: np.ndarray, n_resamples: int = 200, seed: int = 0) -> Estimate:
+    """Return the median over points of the mean over runs, with an interval that holds both.
+
+    Squared standard errors of a bootstrap over points and of a jackknife over runs are added; Student's quantile at
+    R - 1. With one run the interval is NaN.
+
+    Args:
+        values: A cost or epsilon of each run and point, shape (R, P), not negative.
+        n_resamples: Bootstrap resamples of the points.
+        seed: Seed of the resampling.
+    """
+    runs, points = values.shape
+    mean = values.mean(axis=0)
+    median = float(np.median(mean))
+    if runs == 1:
+        return Estimate(median, math.nan, math.nan)
+    draws = np.random.default_rng(seed).integers(points, size=(n_resamples, points))
+    left_out = np.median((values.sum(axis=0) - values) / (runs - 1), axis=1)
+    over_runs = (runs - 1) / runs * np.square(left_out - left_out.mean()).sum()
+    half = float(stats.t.ppf(0.975, runs - 1) * math.sqrt(over_runs + np.median(mean[draws], axis=1).var(ddof=1)))
+    return symmetric_interval(median, half, NOT_NEGATIVE)
+
+
+def equivalence(estimate: Estimate, margin: float) -> Literal["yes", "no", "cannot say"]:
+    """Say whether a difference is within a margin: two one-sided tests, by the 95 % interval (Schuirmann 1987).
+
+    Args:
+        estimate: The difference; a NaN interval says nothing.
+        margin: The largest difference that does not matter, > 0.
+
+    Returns:
+        "yes" if the whole interval is within +-margin, "no" if all of it is outside, else "cannot say".
+    """
+    if -margin < estimate.low and estimate.high < margin:
+        return "yes"
+    return "no" if estimate.low > margin or estimate.high < -margin else "cannot say"

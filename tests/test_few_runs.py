@@ -1,0 +1,83 @@
+"""What a handful of runs can say: growth of the largest, intervals that hold the runs, equivalence."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from libscores import few_runs, renyi
+from libscores.statistics import Estimate
+
+Q, SIGMA, DELTA = 0.05, 1.1, 1e-5
+
+
+def trajectories(runs: int = 4, points: int = 15, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return np.minimum(1, np.exp(generator.normal(-1, 1, points) + generator.normal(0, 0.7, (runs, 6, points))))
+
+
+def test_growth_averages_the_largest_of_all_subsets():
+    """The rotations of 3 runs begin with every subset; each value is a plain maximum and sum."""
+    s, weights = trajectories(3), np.array([1.0, 3, 4, 5, 6, 2])
+    found = few_runs.growth_with_runs(s, weights, Q, SIGMA, 4, DELTA, n_subsets=3)
+    worst = weights.sum() * float(renyi.step_divergence(1.0, Q, SIGMA, 4))
+    for size, (share, epsilon) in enumerate(zip(found.share, found.epsilon, strict=True), start=1):
+        shares, epsilons = [], []
+        for subset in itertools.combinations(range(3), size):
+            chosen = s[list(subset)]
+            shares.append(np.median(weights @ renyi.step_divergence(chosen, Q, SIGMA, 4).max(axis=0)) / worst)
+            totals = [weights @ d.max(axis=0) for d in renyi.divergence_at(chosen, Q, SIGMA)]
+            epsilons.append(np.median(renyi.epsilon(np.array(totals), renyi.EPSILON_ORDERS, DELTA)[0]))
+        assert share.value == pytest.approx(np.mean(shares), rel=1e-4)
+        assert epsilon.value == pytest.approx(np.mean(epsilons), rel=0.01)
+        assert share.low < share.value < share.high and epsilon.low < epsilon.value < epsilon.high
+    values = [one.value for one in found.share]
+    assert values == sorted(values) and values[0] < values[-1]
+
+
+def test_growth_of_one_run_has_no_interval():
+    found = few_runs.growth_with_runs(trajectories(1), np.ones(6), Q, SIGMA, 4, DELTA)
+    assert len(found.share) == 1 and math.isnan(found.share[0].low)
+
+
+def test_intervals_hold_what_new_runs_give():
+    """Studies of a few runs: the median share that many sets of as many runs give lies inside."""
+    everything, generator = trajectories(200, 30), np.random.default_rng(1)
+    divergence = renyi.step_divergence(everything, Q, SIGMA, 4)
+    worst = 6 * float(renyi.step_divergence(1.0, Q, SIGMA, 4))
+    inside = []
+    for size in (2, 4):
+        subsets = (generator.choice(200, size, replace=False) for _ in range(300))
+        truth = np.mean([np.median(divergence[chosen].max(axis=0).sum(axis=0)) for chosen in subsets]) / worst
+        for study in range(20):
+            runs = everything[generator.choice(200, 4, replace=False)]
+            one = few_runs.growth_with_runs(runs, np.ones(6), Q, SIGMA, 4, DELTA, n_subsets=4, seed=study)
+            inside.append(one.share[size - 1].low <= truth <= one.share[size - 1].high)
+    assert np.mean(inside) >= 0.9
+
+
+@pytest.mark.parametrize("runs", [3, 8])
+def test_median_holds_the_runs_share(runs):
+    """A run shifts all points alike, which an interval over points alone would miss."""
+    inside, alone = [], []
+    for study in range(150):
+        generator = np.random.default_rng(study)
+        values = generator.normal(size=60) + 0.5 * generator.normal(size=(runs, 1))
+        found = few_runs.median_over_runs_and_points(values)
+        inside.append(found.low <= 0 <= found.high)
+        alone.append(found.high - found.low)
+    assert np.mean(inside) >= 0.9
+    single = few_runs.median_over_runs_and_points(np.ones((1, 5)))
+    assert single.value == 1 and math.isnan(single.low)
+
+
+def test_equivalence_needs_the_whole_interval():
+    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.06), 0.1) == "yes"
+    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.11), 0.1) == "cannot say"
+    assert few_runs.equivalence(Estimate(0.0, -0.5, 0.5), 0.1) == "cannot say"
+    assert few_runs.equivalence(Estimate(0.3, 0.15, 0.45), 0.1) == "no"
+    assert few_runs.equivalence(Estimate(-0.3, -0.45, -0.15), 0.1) == "no"
+    assert few_runs.equivalence(Estimate(0.0, math.nan, math.nan), 0.1) == "cannot say"

@@ -21,7 +21,7 @@ from libdata.datasets import CIFAR_MD5
 from libstore.config import DEFAULT_CONFIG
 from libstore.fz import run_dir
 from libstore.index import index_digest
-from libstore.scores import CURVATURE, fz_model_name, keep_index, score_path
+from libstore.scores import CURVATURE, CURVATURE_FORMAT, fz_model_name, keep_index, score_path
 from libstore.store import Output, array_bytes, arrays_bytes, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,7 +156,7 @@ def write_scored_models(
         settings = {"data": {"index_sha256": index_digest(np.arange(n))}}
         path = score_path(score_dir, CURVATURE, fz_model_name(*names, "0.7", run), 1e-3)
         path.parent.mkdir(parents=True)
-        Output(path, settings).save(array_bytes(curvature), provenance())
+        Output(path, settings, CURVATURE_FORMAT).save(array_bytes(curvature), provenance())
         written[run] = mask, curvature
     keep_index(score_dir, np.arange(n))
     return written

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from libstore.settings import Settings, setting
 
 BUILT_IN = ("mnist", "fashionmnist", "cifar10", "cifar100")
 NORMALIZATIONS = ("unit", "standard")
+
+
+def _unknown(name: str) -> str | None:
+    own = name.endswith(".npz") or ":" in name or Path(name).expanduser().is_dir()
+    known = f"unknown; known: {', '.join(BUILT_IN)}, an .npz file, a folder, an import path"
+    return None if own or name in BUILT_IN else known
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class DataChoice(Settings):
         f"data set: {', '.join(BUILT_IN)}, an .npz file, a folder of class folders, or package.module:function or "
         "path/to/file.py:function",
         metavar="DATA",
+        check=_unknown,
     )
     dataset_name: str | None = setting(
         None, "name of own data on disk (default: the file's or function's)", metavar="NAME"

@@ -19,6 +19,7 @@ from libmodels import ARCHITECTURES
 from libstore.errors import InputError
 from libstore.settings import Settings, setting
 
+_UNKNOWN = f"unknown; known: {', '.join(ARCHITECTURES)}, or an import path such as my_nets.py:build"
 Option = str | int | float | bool | None
 
 
@@ -31,6 +32,7 @@ class NetworkChoice(Settings):
         f"network: {', '.join(ARCHITECTURES)}, or package.module:callable or path/to/file.py:callable, "
         "called with num_classes and, where it has that parameter, in_channels",
         metavar="NETWORK",
+        check=lambda name: None if name in ARCHITECTURES or ":" in name else _UNKNOWN,
     )
     arch_name: str | None = setting(None, "name of the network on disk (default: its own)", metavar="NAME")
     arch_options: tuple[str, ...] = setting((), "options of the network", metavar="KEY=VALUE")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ def setting(
     below: float = math.inf,
     at_most: float = math.inf,
     metavar: str | None = None,
+    check: Callable[[Any], str | None] = lambda value: None,
     flag: str | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class.
@@ -39,10 +40,11 @@ def setting(
         below: Numbers must be below this.
         at_most: Numbers must be at most this.
         metavar: How --help names the value.
+        check: Says why a value cannot be, None if it can.
         flag: The flag, where it is not -- and the field's name.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "flag": flag}
+    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "check": check, "flag": flag}
     return dataclasses.field(default=default, metadata=told)
 
 
@@ -68,8 +70,9 @@ def refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
     choices = metadata["choices"]
     if choices and value not in choices:
         return f"unknown; known: {', '.join(choices)}"
-    if isinstance(value, bool | str):
-        return None
+    reason = metadata["check"](value)
+    if reason or isinstance(value, bool | str):
+        return reason
     limit = metadata["bounds"]
     fine = limit["above"] < value < limit["below"] and limit["at_least"] <= value <= limit["at_most"]
     if math.isfinite(value) and fine:

@@ -114,7 +114,7 @@ def test_every_script_is_ready_for_it_before_slow_libraries_load(path: Path) -> 
     ]
     ready = path.read_text().splitlines().index("import libcli as cli")
     before = [line for line in path.read_text().splitlines()[:ready] if line.startswith(("import ", "from "))]
-    assert "libdata" in imports and not SLOW & {line.split()[1].split(".")[0] for line in before}
+    assert "libcli" in imports and not SLOW & {line.split()[1].split(".")[0] for line in before}
 
 
 @pytest.mark.parametrize("shell", shells())

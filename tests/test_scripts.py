@@ -172,7 +172,7 @@ def test_generators_cover_every_run_once(generator: str, script: str) -> None:
 @pytest.mark.parametrize(
     ("generator", "flags", "mentions"), [
         ("create_fz_curve_scorer_jobs.sh", ["--run", "4"], ["calc_curv_fz_models.py", "--run 4"]),
-        ("create_privacy_vs_curve_dp_train_jobs.sh", ["--dataset", "mnist nosuch"], ["train_dp.py", "'nosuch'"]),
+        ("create_privacy_vs_curve_dp_train_jobs.sh", ["--dataset", "mnist nosuch"], ["train_dp.py", "--dataset: nosuch is unknown"]),
     ],
 )  # fmt: skip
 def test_flags_a_script_does_not_take_are_refused_once(
@@ -197,6 +197,18 @@ def test_setup_takes_an_environment_that_fits() -> None:
     assert result.returncode == 0 and Path(result.stdout.strip()) == folder / "python"
 
 
+BACKEND = """# What setuptools does for the project, without the network
+import pathlib, zipfile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name, info = "tiny_project-1.0-py3-none-any.whl", "tiny_project-1.0.dist-info"
+    with zipfile.ZipFile(pathlib.Path(folder, name), "w") as wheel:
+        wheel.writestr("tiny_project.pth", f"{pathlib.Path.cwd()}\\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: tiny-project\\nVersion: 1.0\\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "tiny_project.pth,,\\n" + f"{info}/RECORD,,\\n")
+    return name
+"""
 PIP = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
 
 
@@ -215,6 +227,13 @@ def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", record.replace(f"{version},,", f"{info}/RECORD,,"))
     (root / "requirements.lock").write_text("# a comment\ntiny-one==1.0\n")
+    (root / "libstore").mkdir()
+    (root / "libstore" / "__init__.py").touch()
+    (root / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        '[project]\nname = "tiny-project"\nversion = "1.0"\n'
+    )
+    (root / "backend.py").write_text(BACKEND)
     first = [start_setup(root) for _ in range(2)]
     said = [process.communicate() for process in first]
     assert [process.returncode for process in first] == [0, 0], said

@@ -48,7 +48,13 @@ def run_script(script: str, *args: object, **env: str) -> subprocess.CompletedPr
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
     name = script.removesuffix(".py").replace("/", ".")
     out_file, err_file = io.StringIO(), io.StringIO()
+
+    def leave(signum: int, message: str) -> None:  # in place of ending this process by the signal
+        cli.say(message)
+        sys.exit(128 + signum)
+
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out_file), redirect_stderr(err_file):
+        patch.setattr(cli, "end_by", leave)
         patch.setattr(sys, "argv", [script, *map(str, args)])
         with pytest.raises(SystemExit) as exit_info:
             cli.run(importlib.import_module(name).main)

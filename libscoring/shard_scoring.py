@@ -80,7 +80,8 @@ def score_shards(
         return "finished before, skipped"
 
     settings = {"model_name": model_name, "model": model_identity, "data": identity}
-    settings |= {"scores": {score.name: [score.format, score.decided_by(scoring.settings)] for score in scoring.scores}}
+    decided = {score.name: {"format": score.format, **score.decided_by(scoring.settings)} for score in scoring.scores}
+    settings |= {"scores": decided}
     parts = [Output(parts_dir / path.name / "scores.npz", settings | {"file": path.name}) for path in shards]
     model: nn.Module | None = None
     files: list[dict[str, np.ndarray]] = []

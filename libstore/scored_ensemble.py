@@ -90,11 +90,12 @@ def checked_runs(root: Path, ratio: str, runs: Sequence[int], size: int | None =
     Raises:
         InputError: A file is damaged or not what its sidecar says, or `read_runs` refuses it.
     """
-    for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
+    arrays = read_runs(root, ratio, runs, size)
+    for run in runs:
         sidecar = kept(run_dir(root, ratio, run) / "aux_arrays.npz")
         if sidecar:
             check_content(sidecar)
-        yield arrays
+        yield next(arrays)
 
 
 def values_on(arrays: RunArrays, folder: Path, examples: np.ndarray, value: str) -> tuple[np.ndarray, np.ndarray]:

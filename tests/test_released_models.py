@@ -86,7 +86,8 @@ def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
     assert not list(folder.rglob("curv_scores*"))
     own_map.unlink()
     calc_curv_fz_models.main([*command, "--keep_converted"])
-    assert capsys.readouterr().out.splitlines() == [f"cifar100_small_inception_0.7_{run}: scored" for run in (0, 3)]
+    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("device ")]
+    assert printed == [f"cifar100_small_inception_0.7_{run}: scored" for run in (0, 3)]
     name = "cifar100_small_inception_0.7_0"
     kept = scores_of(folder, name, 0.05)
     with np.load(released / "cifar.npz", allow_pickle=False) as truth:
@@ -127,7 +128,7 @@ def test_imagenet_model_end_to_end(released, work, capsys, monkeypatch):
     folder, config = work
     command = ["--config", str(config), "--start_idx", "0", "--stop_idx", "1", *IMAGENET]
     calc_curv_fz_imagenet_models.main([*command, "--keep_converted"])
-    out = capsys.readouterr().out.splitlines()
+    out = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("device ")]
     assert out[0].startswith("imagenet_resnet50_0.7_0: ") and out[0].endswith("is not there, left out")
     assert out[1] == f"{NAME}: scored"
     kept = scores_of(folder, NAME, 0.01)
@@ -237,13 +238,13 @@ def test_an_index_in_two_files_is_noticed_at_the_merge(work, converted_imagenet,
     _, config = work
     change_config(config, converted_dir=converted_imagenet)
 
-    def quick(model, name, path, order, args, device, pool, progress):
+    def quick(model, name, path, order, scoring, pool, progress):
         start = {"0": 0, "1": 0, "2": 5}[path.name[10]]
         index = np.arange(start, start + 3)
         return {
             "index": index,
-            "curvature": np.ones(3),
-            "trace": np.ones(3),
+            "curvature/curvature": np.ones(3),
+            "curvature/trace": np.ones(3),
             "correctness": np.ones(3, bool),
             "prob": np.ones(3),
         }
@@ -259,12 +260,12 @@ def test_sidecars_of_parts_are_compared(work, converted_imagenet, monkeypatch):
     folder, config = work
     change_config(config, converted_dir=converted_imagenet)
 
-    def quick(model, name, path, order, args, device, pool, progress):
+    def quick(model, name, path, order, scoring, pool, progress):
         index = np.arange(1)
         return {
             "index": index,
-            "curvature": np.ones(1),
-            "trace": np.ones(1),
+            "curvature/curvature": np.ones(1),
+            "curvature/trace": np.ones(1),
             "correctness": np.ones(1, bool),
             "prob": np.ones(1),
         }
@@ -275,5 +276,7 @@ def test_sidecars_of_parts_are_compared(work, converted_imagenet, monkeypatch):
     calc_curv_fz_imagenet_models.main(command)
     part = folder / "scores" / NAME / "parts_0.01" / "train-00000-of-00003" / "scores.npz"
     assert read_sidecar(part)["settings"]["file"] == "train-00000-of-00003"
-    with pytest.raises(InputError, match=r"scores\.npz: made with other settings \(n_probes: 1 there, 2 asked for\)"):
+    with pytest.raises(
+        InputError, match=r"scores\.npz: made with other settings \(scores.curvature.n_probes: 1 there, 2 asked for\)"
+    ):
         calc_curv_fz_imagenet_models.main([*command, "--n_probes", "2"])

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_config
 from hypothesis import given
 from hypothesis import strategies as st
+from released_files import know_cifar
 
 from libdata import tfds_order
 from libdata.indexed_tfrecords import encode_example, frame
@@ -23,8 +24,9 @@ from libstore.store import read_sidecar
 
 
 @pytest.fixture
-def ensemble(released, tmp_path):
+def ensemble(released, tmp_path, monkeypatch):
     """The released ensemble without its checkpoints, a config, and the true order."""
+    know_cifar(released / "data", monkeypatch)
     root = tmp_path / "fz_models" / "cifar100-inception"
     shutil.copytree(released / "fz_models" / "cifar100-inception", root, ignore=shutil.ignore_patterns("checkpoints"))
     (root / "tfds_order.npz").unlink(missing_ok=True)

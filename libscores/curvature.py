@@ -171,13 +171,14 @@ def check_model(
     temp: float = 1.0,
     input_module: str | None = None,
     device: torch.device | str = "cpu",
+    batch_size: int = CHECKED,
 ) -> None:
     """Refuse a model whose loss is not a deterministic float32 function of each example alone.
 
-    The first `CHECKED` examples are evaluated twice, and half of them once more beside other companions. What
-    decides: the types of parameters, buffers and of all that is computed on the way (also under autocast); equal
-    logits and gradients, to rounding, and no random numbers drawn; the same logits beside other companions, and no
-    gradient of one example's loss with respect to another example.
+    The first `CHECKED` examples, or a batch if that is less, are evaluated twice, and half of them once more beside
+    other companions. What decides: the types of parameters, buffers and of all that is computed on the way (also under
+    autocast); equal logits and gradients, to rounding, and no random numbers drawn; the same logits beside other
+    companions, and no gradient of one example's loss with respect to another example.
 
     Args:
         model: As for `curvature`.
@@ -186,6 +187,7 @@ def check_model(
         temp: Temperature that divides the logits.
         input_module: As for `curvature`.
         device: Where to compute.
+        batch_size: Examples that the device's memory holds at a time.
 
     Raises:
         ValueError: It is not such a function, its output is not one row of at least two logits for an example, or a
@@ -213,7 +215,8 @@ def check_model(
             raise ValueError(f"the model's loss has no gradient with respect to the images: {reason}") from error
 
     with scoring(model, device):
-        x, y = on_device(images[:CHECKED], labels[:CHECKED], device)
+        checked = min(CHECKED, batch_size)
+        x, y = on_device(images[:checked], labels[:checked], device)
         network, x = at_module(model, input_module, x)
         before = _random_states(x)
         with _Operations() as seen:

@@ -102,7 +102,9 @@ def _useful_orders(
         ]
     )
     epsilons, best = epsilon(totals, EPSILON_ORDERS, delta)
-    low, high = np.quantile(epsilons, [0.4, 0.6], axis=-1, keepdims=True)
+    ordered, last = np.sort(epsilons, axis=-1), epsilons.shape[-1] - 1
+    first = min(-(-2 * last // 5), last // 2)  # of four points none lies within the middle fifth: the two in the middle
+    low, high = ordered[:, [first]], ordered[:, [last - first]]
     middle = best[(epsilons >= low) & (epsilons <= high)]
     between = np.array([order for order in EPSILON_ORDERS if middle.min() <= order <= middle.max()])
     return tuple(between[np.unique(np.linspace(0, between.size - 1, most).round().astype(int))].tolist())

@@ -207,12 +207,17 @@ def check_scorable(model: nn.Module, model_name: str, images: Tensor, labels: Te
         return
     if settings.input_module is None and not images.is_floating_point():
         raise InputError(f"{model_name}: its inputs are token ids; name an embedding with --input_module")
-    try:
-        check_model(
-            model, images, labels, temp=settings.temp, input_module=settings.input_module, device=scoring.device
-        )
-    except ValueError as error:
-        raise InputError(f"{model_name}: {error}") from error
+
+    def check(batch_size: int) -> None:
+        try:
+            check_model(
+                model, images, labels, temp=settings.temp, input_module=settings.input_module, device=scoring.device,
+                batch_size=batch_size,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(f"{model_name}: {error}") from error
+
+    scoring.batches.run(check, model_name)
 
 
 def score_batch(

@@ -82,7 +82,7 @@ def _read_rows(paths: Sequence[Path]) -> tuple[list[str], Iterator[list[str]]]:
                 if owner.setdefault(found[-1], file.path) != file.path:
                     raise InputError(f"{file.path}: run {found[-1]} is in {owner[found[-1]]} too")
                 yield found
-            for name in sorted(filled[-1] ^ filled[0] - {RUN}):
+            for name in sorted((filled[-1] ^ filled[0]) - {RUN}):
                 blank = file if name in filled[0] else files[0]
                 raise InputError(f"{blank.path}: the column {name!r} is blank there, but not in all files")
 

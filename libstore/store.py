@@ -356,7 +356,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             leaves |= flatten(value, f"{prefix}{key}.")
         else:
-            leaves[prefix + key] = json.dumps(value)
+            leaves[prefix + key] = json.dumps(value, sort_keys=True)  # as sidecars are written
     return leaves
 
 

@@ -176,7 +176,9 @@ CASES = {
         "calc_curv_private_models.py", (*KIND, "--n_probes", "1", "--seed", "0"), "family", every=6
     ),
     "loss": Case("loss_v_priv.py", (*KIND, "--suffix", "*"), "family", every=5, randomly=2),
-    "memorization": Case("calc_private_memorization.py", KIND, "family", every=5, randomly=2),
+    "memorization": Case(
+        "calc_private_memorization.py", (*KIND, "--suffix", "*"), "family", every=5, randomly=2
+    ),
     "norms": Case("sensitivity/compute_sensitivity.py", POINTS, every=3),
     "mean rule": Case(
         "sensitivity/mean_rule.py", (*POINTS, "--alpha", "2", "--batches", "4", "--tuples", "1"), "norms"

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from torch import nn
 from libdata.datasets import load_dataset
 from libmodels.checkpoints import read_checkpoint
 from libmodels.devices import describe_device, resolve_device
-from libscoring.scoring import score_model
+from libscoring.scoring import Batches, Scoring, score_model
+from libscoring.settings import ScoreSettings
+from libscoring.table import find_scores
 from libstore.store import load_scores, read_sidecar
 
 LONG = ("train", "private", "norms", "curvature", "private curvature", "ImageNet", "records", "unpacking")
@@ -185,25 +186,26 @@ class SmallMemory(nn.Module):
         return self.layer(torch.tanh(x.flatten(1)))
 
 
-def score(folder: Path, limit: int, batch_size: int, name: str = "model") -> tuple[Namespace, np.ndarray]:
+def score(folder: Path, limit: int, batch_size: int, name: str = "model") -> tuple[Batches, np.ndarray]:
     torch.manual_seed(0)
     data = load_dataset("mnist", "train", DATA, index=np.arange(50))
-    args = Namespace(h=1e-3, n_probes=2, temp=1.0, probe_seed=0, batch_size=batch_size, overwrite=False)
+    settings, batches = ScoreSettings(n_probes=2), Batches(batch_size)
+    scoring = Scoring(folder, settings, find_scores(settings.scores), torch.device("cpu"), batches)
     model = SmallMemory(limit)
     with torch.no_grad():
-        recorded = (model.layer(torch.tanh(data.images.flatten(1))).argmax(1) == data.labels).double().numpy()
-    score_model(folder, name, model, {"sha256": "0"}, data, args, torch.device("cpu"), recorded)
-    return args, load_scores(folder / name / f"curv_scores_{name}_0.001.npy")[0]
+        correct = (model.layer(torch.tanh(data.images.flatten(1))).argmax(1) == data.labels).double().numpy()
+    score_model(scoring, name, model, {"sha256": "0"}, data, {"correctness": correct})
+    return batches, load_scores(folder / name / f"curv_scores_{name}_0.001.npy")[0]
 
 
 def test_a_full_gpu_gets_half_batches_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """PyTorch's own error, raised by a real network; a GPU itself is not at hand."""
     _, want = score(tmp_path / "plenty", 50, 32)
     capsys.readouterr()
-    args, got = score(tmp_path / "little", 20, 32)
+    batches, got = score(tmp_path / "little", 20, 32)
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "--batch_size 32, going on with 16" in line
-    assert args.batch_size == 16
+    assert batches.size == 16
     np.testing.assert_allclose(got, want, rtol=1e-3)  # float32: 1e-7 of the gradient over h = 1e-3
     sidecar = read_sidecar(tmp_path / "little/model/curv_scores_model_0.001.npy")
     assert sidecar["provenance"]["batch_size"] == 16 and "batch_size" not in sidecar["settings"]
@@ -248,12 +250,11 @@ def test_nan_is_stopped_and_named(ensemble: Path, tmp_path: Path) -> None:
         "--config",
         config,
     )
-    nan = {"section": "Faults", "what": "the loss becomes NaN"}
-    assert_refused(result, "mnist_smallcnn_eps_5_seed_0", "not finite at step 50", "--lr", **nan)
+    assert_refused(result, "mnist_smallcnn_eps_5_seed_0", "not finite at step 50", "--lr")
     assert not list(tmp_path.rglob("model.pt"))
 
     result = run_script("train_fz_models.py", *TRAIN_FLAGS, "--lr", "1e38", "--stop_run", 1, "--config", config)
-    assert_refused(result, "run 0: the loss is not finite in epoch", "--lr", **nan)
+    assert_refused(result, "run 0: the loss is not finite in epoch", "--lr")
 
     root = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/0"
     for part in ("aux_arrays.npz", "checkpoints/model.pt"):
@@ -264,8 +265,7 @@ def test_nan_is_stopped_and_named(ensemble: Path, tmp_path: Path) -> None:
     content["state_dict"]["classifier.2.bias"][3] = torch.nan
     torch.save(content, path)
     result = run_script("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", 1, "--config", config)
-    nan["what"] = "weights with NaN"
-    assert_refused(result, path, "'classifier.2.bias' holds a value that is not finite", **nan)
+    assert_refused(result, path, "'classifier.2.bias' holds a value that is not finite")
 
     content["state_dict"]["classifier.2.bias"][3] = 0
     content["state_dict"]["features.0.weight"].fill_(3e38)

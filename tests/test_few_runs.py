@@ -43,6 +43,17 @@ def test_growth_of_one_run_has_no_interval():
     assert len(found.share) == 1 and math.isnan(found.share[0].low)
 
 
+@pytest.mark.parametrize("points", [1, 2, 4, 5])
+def test_growth_with_a_few_points_or_equal_costs(points):
+    """Of four points none lies strictly within the middle fifth."""
+    for s in (trajectories(2, points), np.full((2, 6, points), 0.5), np.zeros((2, 6, points))):
+        found = few_runs.growth_with_runs(s, np.ones(6), Q, SIGMA, 4, DELTA)
+        divergences = renyi.divergence_at(s, Q, SIGMA)
+        totals = np.array([divergence.max(axis=0).sum(axis=0) for divergence in divergences])
+        epsilons, _ = renyi.epsilon(totals, renyi.EPSILON_ORDERS, DELTA)
+        assert len(found.epsilon) == 2 and found.epsilon[-1].value == pytest.approx(np.median(epsilons), rel=0.01)
+
+
 def test_intervals_hold_what_new_runs_give():
     """Studies of a few runs: the median share that many sets of as many runs give lies inside."""
     everything, generator = trajectories(200, 30), np.random.default_rng(1)

@@ -172,7 +172,7 @@ def test_generators_cover_every_run_once(generator: str, script: str) -> None:
 @pytest.mark.parametrize(
     ("generator", "flags", "mentions"), [
         ("create_fz_curve_scorer_jobs.sh", ["--run", "4"], ["calc_curv_fz_models.py", "--run 4"]),
-        ("create_privacy_vs_curve_dp_train_jobs.sh", ["--dataset", "mnist nosuch"], ["train_dp.py", "--dataset: nosuch is unknown"]),
+        ("create_privacy_vs_curve_dp_train_jobs.sh", ["--dataset", "mnist nosuch"], ["train_dp.py", "nosuch is"]),
     ],
 )  # fmt: skip
 def test_flags_a_script_does_not_take_are_refused_once(

@@ -319,12 +319,11 @@ def test_scripts_name_the_run_they_refuse(ensemble: Path, tmp_path: Path) -> Non
     config, runs = write_config(tmp_path), tmp_path / "fz_model_dir/mnist_smallcnn/0.7"
     scripts = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3"), ("scripts/make_memorization_subsets.py",)
     with np.load(runs / "2" / "aux_arrays.npz") as file:
-        outside = np.where(np.arange(60) == 5, 60_000, file["index_removed"])
-    rewrite(runs / "2" / "aux_arrays.npz", index_removed=outside)
-    for script in scripts:
-        refused = run_script(*script, "--config", config)
-        mention = "'index_removed' holds 60000, the data set has 60000 examples"
-        assert_refused(refused, runs / "2", mention)
+        moved = np.where(np.arange(60) == 5, 60_000, file["index_removed"])
+    rewrite(runs / "2" / "aux_arrays.npz", index_removed=moved)
+    outside = "'index_removed' holds 60000, the data set has 60000 examples"
+    for script, mention in zip(scripts, (outside, "is not what its sidecar says"), strict=True):
+        assert_refused(run_script(*script, "--config", config), runs / "2", mention)
     shutil.copy(ensemble / "fz_model_dir/mnist_smallcnn/0.7/2/aux_arrays.npz", runs / "2")
     shutil.copytree(runs / "3", runs / "17")
     copied = run_script(*scripts[0], "--config", config)  # a copy that says so in its sidecar is left out

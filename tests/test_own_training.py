@@ -144,7 +144,7 @@ REFUSED = {
     "returns something else": (["--dataset", "{own}/nets.py:module"], ["a int", "train_x"]),
     "not callable": (["--arch", "{own}/nets.py:number"], ["nets.py:number", "cannot be called"]),
     "no such name": (["--arch", "{own}/nets.py:tabel"], ["'tabel'", "table"]),
-    "no network": (["--arch", "smalcnn"], ["--arch smalcnn", "smallcnn"]),
+    "no network": (["--arch", "smalcnn"], ["--arch: smalcnn is unknown", "smallcnn"]),
     "raises": (["--arch", "{own}/nets.py:breaks"], ["nets.py:breaks", "not today"]),
     "other outputs": (["--arch", "{own}/nets.py:wrong"], ["(2, 3)", "(2, 4)"]),
     "an unknown option": (["--arch_options", "depth=3"], ["nets.py:table", "depth"]),

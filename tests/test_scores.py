@@ -47,9 +47,9 @@ def one_by_one(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, np
         target[label] = 1
         gradients = torch.autograd.grad(loss, [x, *model.parameters()])
         others = [z for k, z in enumerate(logits.tolist()) if k != label]
-        found["loss"].append(float(loss))
-        found["margin"].append(float(logits[label]) - max(others))
-        found["el2n"].append(float((probabilities - target).norm()))
+        found["loss"].append(loss.item())
+        found["margin"].append(logits[label].item() - max(others))
+        found["el2n"].append((probabilities - target).norm().item())
         found["input_gradient_norm"].append(float(gradients[0].norm()))
         found["grand"].append(float(torch.cat([g.flatten() for g in gradients[1:]]).norm()))
     return {name: np.array(values) for name, values in found.items()}

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = ModelSpec.for_dataset(network, data, size)
     training = FZTraining(data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every)
 
-    root, ratio = config.fz_model_dir / f"{data.name}_{network.name}", str(shared.ratio)
+    root, ratio = config.fz_models(data.name) / f"{data.name}_{network.name}", str(shared.ratio)
     replaced = {str(run) for run in range(args.start_run, args.stop_run)} if args.overwrite else set()
     for other in sorted((root / ratio).glob("*/aux_arrays.json")):
         if other.parent.name not in replaced:

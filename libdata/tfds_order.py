@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
     config = load_config(args.config)
-    root = ensemble_root(config.fz_model_dir, args.dataset, args.arch)
+    root = ensemble_root(config.fz_models(args.dataset), args.dataset, args.arch)
     if not root.is_dir():
         raise InputError(f"{root}: no such ensemble; put the released models there first")
     sources = {path.name: file_sha256(path) for path in sorted(args.folder.glob(f"{args.dataset}-*.tfrecord-*"))}

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{args.scores}: shape {scores.shape}, expected one score per example of {name}")
         examples, content = np.arange(len(scores)), None
     else:
-        root = ensemble_root(config.fz_model_dir, name, network.name)
+        root = ensemble_root(config.fz_models(name), name, network.name)
         numbers = usable_runs(root, args.ensemble_ratio)
         check_runs(root, args.ensemble_ratio, numbers)
         folders = [run_dir(root, args.ensemble_ratio, run) for run in numbers]
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise InputError(f"--top_k {args.top_k}: {error}") from error
 
-    folder = config.private_model_dir / "subsets" / name
+    folder = config.private_models(name) / "subsets" / name
     settings = {"scores_sha256": index_digest(np.ascontiguousarray(scores, "<f8").view("<i8")), "top_k": args.top_k}
     settings |= {"examples_sha256": index_digest(examples)}
     if content:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_refused, run_script
+from conftest import DATA, ROOT, assert_refused, run_script
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 GENERATORS = {
@@ -88,3 +88,26 @@ def test_what_is_there_is_listed(papers_config: Path, tmp_path: Path) -> None:
     (run / "aux_arrays.json").write_text(json.dumps({"settings": settings, "sha256": "0"}))
     result = run_script("calc_curv_fz_models.py", "--config", papers_config)
     assert_refused(result, "there are: 1 runs by --dataset mnist --arch smallcnn --ratio 0.7")
+
+
+def test_each_data_set_may_have_folders_of_its_own(tmp_path: Path) -> None:
+    """What is trained under a folder by data set is found there by what reads it."""
+    kinds = ("fz_model_dir", "fz_precomputed_score_dir", "private_model_dir")
+    values: dict[str, object] = {key: {"mnist": f"{key}/of_mnist"} for key in kinds}
+    values["private_precomputed_score_dir"] = {"mnist": "private_scores"}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"data_dir": str(DATA)}))
+    both = ("--dataset", "mnist", "--arch", "smallcnn", "--config", tmp_path / "config.json")
+    subset = ("--subset", 60, "--epochs", 1, "--stop_run", 2)
+    private = ("--data_subset", 60, "--batch_size", 20, "--epochs", 1, "--accountant", "rdp", "--epsilon", 8)
+    for line in (
+        ("train_fz_models.py", *both, *subset),
+        ("calc_curv_fz_models.py", *both, "--n_probes", 1),
+        ("scripts/make_memorization_subsets.py", *both, "--top_k", 10, "--seeds", 0),
+        ("train_dp.py", *both, *private),
+        ("calc_curv_private_models.py", *both, "--n_probes", 1),
+    ):
+        result = run_script(*line)
+        assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("fz_precomputed_score_dir/of_mnist/*/curv_scores_*.npy"))) == 2
+    assert list(tmp_path.glob("private_model_dir/of_mnist/subsets/mnist/subset_0.npy"))
+    assert len(list(tmp_path.glob("private_scores/*/curv_scores_*.npy"))) == 1

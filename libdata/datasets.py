@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import hashlib
 import io
 import json
@@ -344,13 +346,21 @@ def load_splits(
         The training examples, the whole test split, and what images were resized to, None for their own size.
 
     Raises:
-        InputError: As `load_dataset`, or the choice is another image size than the network needs.
+        InputError: As `load_dataset`; the choice is another image size than the network needs; all examples are of
+            one class.
     """
     if image_size is not None and choice.image_size not in (None, image_size):
         raise InputError(f"--image_size {choice.image_size}: the network needs {image_size} x {image_size}")
     size = image_size or choice.image_size
     arguments = choice.arguments() | {"normalization": normalization, "image_size": size}
     data = load_dataset(choice.dataset, "train", data_dir, index=index, **arguments)
+    held = len(data.labels.unique())
+    if held < data.num_classes and len(data) < data.split_size:
+        found = f"the {len(data)} examples of the study hold {held} of {data.num_classes} classes of {data.name}"
+        advice = "where data are sorted by class, spread:N takes N at even distances"
+        if held == 1:
+            raise InputError(f"{found}; {advice}")
+        cli.warn(f"{found}; {advice}")
     return data, load_dataset(choice.dataset, "test", data_dir, **arguments), size
 
 

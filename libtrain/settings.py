@@ -27,11 +27,14 @@ class SGDSettings(Settings):
     weight_decay: float = setting(0.0, "L2 coefficient", at_least=0)
 
 
+SUBSET_TEXT = "examples of the study: all, the first N, spread:N (N at even distances), or an .npy index"
+
+
 @dataclass(frozen=True)
 class EnsembleSettings(Settings):
     """What the runs of an ensemble share."""
 
-    subset: str = setting("all", "examples of the study: all, the first N, or an .npy index")
+    subset: str = setting("all", SUBSET_TEXT)
     normalization: str = setting("unit", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
     ratio: float = setting(0.7, "share of the examples each run trains on", above=0, below=1)
     seed: int = setting(0, "seed of the whole ensemble", at_least=0)
@@ -42,7 +45,7 @@ class StudySettings(Settings):
     """Which examples a private training is about, and which of them it sees."""
 
     normalization: str = setting("standard", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
-    data_subset: str = setting("all", "examples of the study: all, the first N, or an .npy index")
+    data_subset: str = setting("all", SUBSET_TEXT)
     subset: str | None = setting(
         None, ".npy index of the examples to train on, among those of the study (default: all of them)"
     )

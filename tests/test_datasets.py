@@ -199,6 +199,7 @@ def test_fashion_mnist_is_checked_against_its_sums(tmp_path, monkeypatch) -> Non
 def test_subsets(tmp_path) -> None:
     np.testing.assert_array_equal(read_index("3", 10), [0, 1, 2])
     assert len(read_index("all", 10)) == 10
+    np.testing.assert_array_equal(read_index("spread:4", 10), [0, 2, 5, 7])
     path = tmp_path / "index.npy"
     np.save(path, np.array([5, 2]))
     np.testing.assert_array_equal(read_index(str(path), 10), [5, 2])
@@ -211,7 +212,7 @@ def test_subsets(tmp_path) -> None:
         np.save(path, np.array(array))
         with pytest.raises(InputError, match=mention):
             read_index(str(path), 10)
-    for text in ("0", "11", "nowhere.npy"):
+    for text in ("0", "11", "spread:11", "spread:", "nowhere.npy"):
         with pytest.raises(InputError, match=text):
             read_index(text, 10)
 

@@ -150,7 +150,7 @@ def _read_cifar(folder: str, label_key: str, data_dir: Path, split: str) -> tupl
     for name, digest in CIFAR_MD5[folder].items():
         if "meta" in name or ("test" in name) != (split == "test"):
             continue
-        path = data_dir / folder / name
+        path = (data_dir if data_dir.name == folder else data_dir / folder) / name
         content = _verified(path, digest, "md5", hint)
         batch = safe_pickle.read(io.BytesIO(content), path, encoding="latin1")
         try:

@@ -64,6 +64,8 @@ def test_cifar_folders_are_read_in_torchvision_order(
     data = load_dataset(name, "train", tmp_path)
     assert torch.equal(data.images, torch.from_numpy(pixels.reshape(-1, 3, 32, 32)).float() / 255)
     assert data.labels.tolist() == labels.tolist()
+    itself = load_dataset(name, "train", tmp_path / kind.base_folder)
+    assert torch.equal(itself.images, data.images) and itself.identity() == data.identity()
     first = tmp_path / kind.base_folder / kind.train_list[-1][0]
     first.write_bytes(first.read_bytes()[:-500])
     with pytest.raises(InputError, match=first.name):

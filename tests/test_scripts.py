@@ -412,9 +412,9 @@ def test_notebooks_are_committed_executed_and_name_no_machine(path: Path) -> Non
     assert any("image/png" in out.get("data", {}) for cell in cells for out in cell["outputs"])
 
 
-def test_the_readmes_loops_pasted_whole_follow_each_other(tmp_path: Path) -> None:
+def test_the_documented_loops_pasted_whole_follow_each_other(tmp_path: Path) -> None:
     """Its own lines, with scripts in place of the loops that note when they begin and end."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/per_instance.md").read_text(), re.S)
     (block,) = [block for block in blocks if "./run_loop.sh" in block]
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
@@ -428,6 +428,14 @@ def test_the_readmes_loops_pasted_whole_follow_each_other(tmp_path: Path) -> Non
     assert len(log) >= 6 and log[0][1].startswith("run_loop.sh")
     for (begin, what), (end, same) in zip(log[::2], log[1::2], strict=True):
         assert (begin, end) == ("begin", "end") and what == same
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ids=lambda p: p.name)
+def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    assert len(text.splitlines()) <= (150 if page.name == "README.md" and page.parent == ROOT else 200)
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
 
 
 def test_tables_of_two_data_sets_stand_beside_each_other(tmp_path: Path) -> None:

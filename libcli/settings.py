@@ -44,7 +44,7 @@ def add_settings(
                 options |= {"metavar": one.metadata["metavar"] or f"{{{','.join(one.metadata['choices'])}}}"}
             if several:
                 options["nargs"] = "*"
-        parser.add_argument(one.metadata["flag"] or f"--{one.name}", **options)
+        parser.add_argument(f"--{one.name}", **options)
 
 
 def read_settings(kind: type[S], args: argparse.Namespace, **values: Any) -> S:

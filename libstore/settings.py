@@ -27,7 +27,6 @@ def setting(
     at_most: float = math.inf,
     metavar: str | None = None,
     check: Callable[[Any], str | None] = lambda value: None,
-    flag: str | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class.
 
@@ -41,10 +40,9 @@ def setting(
         at_most: Numbers must be at most this.
         metavar: How --help names the value.
         check: Says why a value cannot be, None if it can.
-        flag: The flag, where it is not -- and the field's name.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "check": check, "flag": flag}
+    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "check": check}
     return dataclasses.field(default=default, metadata=told)
 
 

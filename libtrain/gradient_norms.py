@@ -73,9 +73,9 @@ def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray)
     """
     if measuring.points == REMOVED:
         if not removed.size:
-            raise InputError(f"--points {REMOVED}: needs --remove-points")
+            raise InputError(f"--points {REMOVED}: needs --remove_points")
         if measuring.points_sample:
-            raise InputError(f"--points-sample {measuring.points_sample}: does not go with --points {REMOVED}")
+            raise InputError(f"--points_sample {measuring.points_sample}: does not go with --points {REMOVED}")
         return removed
     trained = study.data.index[study.rows]
     only_sample = measuring.points == "0" and measuring.points_sample
@@ -86,7 +86,7 @@ def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray)
         raise InputError(f"--points {measuring.points}: point {wrong[0]} {reason}")
     others, wanted = np.setdiff1d(trained, points), measuring.points_sample
     if wanted > len(others):
-        raise InputError(f"--points-sample {wanted}: only {len(others)} other points are trained on")
+        raise InputError(f"--points_sample {wanted}: only {len(others)} other points are trained on")
     sample = np.random.default_rng(measuring.points_seed).choice(others, wanted, replace=False)
     return np.concatenate([points, np.sort(sample)])
 

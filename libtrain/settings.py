@@ -144,11 +144,9 @@ class MeasureSettings(Settings):
     points: str = setting(
         "1000", "points to measure: the first N, a range A-B, a file, 0 for the sample only, or removed: those left out"
     )
-    points_sample: int = setting(0, "measure K random others as well", at_least=0, metavar="K", flag="--points-sample")
-    points_seed: int = setting(0, "seed of --points-sample", at_least=0, metavar="S", flag="--points-seed")
-    remove_points: str | None = setting(
-        None, "points to leave out of the training (default: none)", metavar="FILE", flag="--remove-points"
-    )
+    points_sample: int = setting(0, "measure K random others as well", at_least=0, metavar="K")
+    points_seed: int = setting(0, "seed of --points_sample", at_least=0, metavar="S")
+    remove_points: str | None = setting(None, "points to leave out of the training (default: none)", metavar="FILE")
     stages: int = setting(41, "measure at i/(STAGES-1) of the training", at_least=2)
     stage: float | None = setting(
         None, "measure at this one share only, from its checkpoint (default: all)",

@@ -7,7 +7,7 @@
 The trainer is that of train_dp.py; the defaults are the published settings for MNIST and LeNet (arXiv 2307.00310).
 A run's seed is its number unless --seed is given, so that no two runs are the same.
 
-Inputs: the data set under data_dir; with --remove-points, a list of points to leave out of the training; with
+Inputs: the data set under data_dir; with --remove_points, a list of points to leave out of the training; with
 --checkpoints, a folder of weights to measure under instead of training: torch files whose names end in their step, such
 as the published model_step_<n>, of which the tensors are read and nothing else. Outputs:
 <sensitivity_dir>/res/res<name>.csv, a row per point and stage, and <sensitivity_dir>/models/ckpt<name>/step_<n>.pt,

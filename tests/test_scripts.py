@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import libcli as cli
+from libcli.settings import add_settings
 
 import importlib
 import io
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from libstore.results import ResultRow, save_results
+from libtrain.settings import MeasureSettings
 
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -436,6 +438,18 @@ def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
     assert len(text.splitlines()) <= (150 if page.name == "README.md" and page.parent == ROOT else 200)
     for link in re.findall(r"\]\((?!https?://)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+
+
+def test_flags_are_read_with_hyphens_too() -> None:
+    parser = cli.Parser(None)
+    add_settings(parser, MeasureSettings)
+    same = [
+        parser.parse_args(words)
+        for words in (["--points_sample", "3"], ["--points-sample", "3"], ["--points-sample=3"])
+    ]
+    assert [args.points_sample for args in same] == [3, 3, 3]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--no-such", "3"])
 
 
 def test_tables_of_two_data_sets_stand_beside_each_other(tmp_path: Path) -> None:

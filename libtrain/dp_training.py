@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from libmodels.checkpoints import ModelSpec
 from libstore.errors import InputError
 from libstore.store import Output
+from libtrain.optimizers import eager
 from libtrain.per_example import PerExampleGradients
 from libtrain.self_check import (
     FAILURES,
@@ -390,10 +391,10 @@ class _NoisySums:
 def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=settings.lr, momentum=settings.momentum)
+        return eager(torch.optim.RMSprop)(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.Adam(parameters, lr=settings.lr)
+        return eager(torch.optim.SGD)(parameters, lr=settings.lr, momentum=settings.momentum)
+    return eager(torch.optim.Adam)(parameters, lr=settings.lr)
 
 
 def train_private(

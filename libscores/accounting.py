@@ -146,16 +146,16 @@ def _by_wider_bins(
     Returns:
         None where this does not lead to it.
     """
-    log_delta = 2 * math.log(1 / delta)
-    shift = math.sqrt(log_delta + 2 * epsilon) - math.sqrt(log_delta)  # of one Gaussian mechanism, about
-    # Poisson-sampled steps in the limit of many (Bu et al., arXiv 1911.11607).
-    log_noise = -0.5 * math.log(math.log1p(shift**2 / (sample_rate**2 * steps)))
     slope = -2.0  # of log epsilon against log noise
+
+    def gap(widening: int) -> float:
+        return math.log(spent(math.exp(log_noise), widening) / epsilon)
+
     try:
-
-        def gap(widening: int) -> float:
-            return math.log(spent(math.exp(log_noise), widening) / epsilon)
-
+        log_delta = -2 * math.log(delta)
+        shift = math.sqrt(log_delta + 2 * epsilon) - math.sqrt(log_delta)  # of one Gaussian mechanism, about
+        # Poisson-sampled steps in the limit of many (Bu et al., arXiv 1911.11607).
+        log_noise = -0.5 * math.log(math.log1p(shift**2 / (sample_rate**2 * steps)))
         before = gap(40)
         for _ in range(12):
             move = max(-1.0, min(-before / slope, 1.0))

@@ -24,13 +24,8 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from libdata.build_tfrecords import TRAIN_FILES, folder_shards
-from libdata.imagenet import Shard, read_imagenet_index
-from libdata.indexed_tfrecords import list_shards
-from libmodels.devices import resolve_device
+from libdata.indexed_tfrecords import TRAIN_FILES, list_shards
 from libmodels.networks import built_in
-from libmodels.tf_checkpoint import TensorFlowReader, open_run
-from libscoring.shard_scoring import score_shards
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import ensemble_root, read_run, run_dir
@@ -63,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_keep_converted(parser)
     add_scoring(parser, batch_size=32)
     args = parser.parse_args(argv)
+    from libdata.build_tfrecords import folder_shards
+    from libdata.imagenet import Shard, read_imagenet_index
+    from libmodels.devices import resolve_device
+    from libmodels.tf_checkpoint import TensorFlowReader, open_run
+    from libscoring.shard_scoring import score_shards
+
     if args.stop_idx < args.start_idx:
         raise InputError(f"--stop_idx {args.stop_idx} is before --start_idx {args.start_idx}")
 

@@ -23,8 +23,6 @@ from pathlib import Path
 import numpy as np
 
 from libdata.datasets import dataset_size
-from libplots.figures import memorization_against_epsilon
-from libscores.link3 import FORMAT, private_memorization, pure_bound, total_variation_bound
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import check_index, check_index_content, index_digest, load_array
@@ -46,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
+    from libplots.figures import memorization_against_epsilon
+    from libscores.link3 import FORMAT, private_memorization, pure_bound, total_variation_bound
+
     config = load_config(args.config)
     models, dataset, arch = read_private_models(args, config)
     root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)

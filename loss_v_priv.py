@@ -19,9 +19,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from libplots.figures import loss_against_epsilon
-from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
-from libscores.statistics import NOT_NEGATIVE
 from libstore.config import load_config
 from libstore.private_models import is_private_model, tabulate
 from libstore.results import ResultRow, save_figure, save_results
@@ -34,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_private_models(parser, suffix="seed_*")
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
+    from libplots.figures import loss_against_epsilon
+    from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
+    from libscores.statistics import NOT_NEGATIVE
+
     config = load_config(args.config)
     models, dataset, arch = read_private_models(args, config)
     root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)

@@ -22,13 +22,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from libdata.datasets import check_same_content, dataset_size, load_splits
-from libmodels.checkpoints import ModelSpec
-from libmodels.devices import resolve_device
 from libstore.config import load_config
 from libstore.fz import run_dir
 from libstore.index import check_index_content, read_index
 from libstore.store import read_sidecar
-from libtrain.fz_training import FZTraining
 from libtrain.settings import EnsembleSettings, SGDSettings
 
 
@@ -48,6 +45,10 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the runs that are not there yet."""
     args = parse(argv)
+    from libmodels.checkpoints import ModelSpec
+    from libmodels.devices import resolve_device
+    from libtrain.fz_training import FZTraining
+
     choice, network = read_data(args), read_network(args)
     shared, sgd = read_settings(EnsembleSettings, args), read_settings(SGDSettings, args)
     device = resolve_device(args.device, deterministic=args.deterministic)

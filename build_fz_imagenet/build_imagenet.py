@@ -15,9 +15,9 @@ import libcli as cli
 
 from collections.abc import Sequence
 
-from libdata.build_tfrecords import TRAIN_FILES, build, scan, verify
+from libdata.build_tfrecords import build, scan, verify
 from libdata.imagenet import read_imagenet_index
-from libdata.indexed_tfrecords import SPLITS
+from libdata.indexed_tfrecords import SPLITS, TRAIN_FILES
 from libstore.config import load_config
 from libstore.store import exclusive
 

@@ -19,7 +19,6 @@ from libdata.indexed_tfrecords import IndexedImage, encode_example, frame, read_
 from libstore.errors import InputError
 from libstore.store import file_sha256, write_atomic
 
-TRAIN_FILES = 1024
 _CONSTANTS: dict[str, int | bytes] = {"image/colorspace": b"RGB", "image/channels": 3, "image/format": b"JPEG"}
 
 

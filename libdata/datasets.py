@@ -12,17 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from libdata.choice import NORMALIZATIONS, DataChoice
 from libdata.own_data import OwnData, content_digest, form_of, moments, own_name, own_size, read_own
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.index import check_index, index_digest
+
+if TYPE_CHECKING:
+    import torch
 
 # SHA-256 of the uncompressed files, checked at every load.
 IDX_SHA256 = {
@@ -278,6 +279,9 @@ def load_dataset(
     Raises:
         InputError: An argument is unknown, or a file is missing, truncated or of another content.
     """
+    import torch
+    import torch.nn.functional as F
+
     _check_known(name, split)
     if normalization not in NORMALIZATIONS:
         raise InputError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATIONS)}")
@@ -400,6 +404,8 @@ def _source_digest(source: _Source, data_dir: Path) -> str:
 @lru_cache(maxsize=1)
 def _measured(own: OwnData) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and deviation of the training inputs as they are after scaling, float32; 1 for a deviation of 0."""
+    import torch
+
     scale = 255 if own.inputs["train"].dtype == np.uint8 else 1
     mean, std = (values / scale for values in moments(own.inputs["train"]))
     std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)

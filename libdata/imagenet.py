@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
 from libdata.indexed_tfrecords import IndexedImage, read_images
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.store import file_sha256
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_CLASSES = 1000
 IMAGE_SIZE = 224
@@ -248,6 +251,8 @@ def stream(path: Shard, labels: np.ndarray, *, batch_size: int, pool: ThreadPool
         InputError: A record or image is damaged, an index is out of range or comes twice, or a label
             contradicts `labels`.
     """
+    import torch
+
     seen: set[int] = set()
     waiting: deque[tuple[list[IndexedImage], np.ndarray, list[Future]]] = deque()
 

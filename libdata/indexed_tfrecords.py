@@ -25,6 +25,7 @@ _KINDS = (("bytes_list", "BytesList", _FIELD.TYPE_BYTES), ("float_list", "FloatL
           ("int64_list", "Int64List", _FIELD.TYPE_INT64))  # fmt: skip
 _FEATURES = ("index", "image/encoded", "image/class/label")
 SPLITS = ("train", "validation")
+TRAIN_FILES = 1024
 
 
 def _example_class() -> type[message.Message]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 FEW = 2
 """Examples on a border that a right model may mark otherwise, by rounding, where next to none is marked."""
@@ -46,11 +46,11 @@ class Overlap:
             share: The right order has at most this share of a random order's differences, and `FEW` more, in the
                 mean.
         """
-        return float(stats.poisson.sf(self.differ - 1, share * self.expected + FEW))
+        return float(special.gammainc(self.differ, share * self.expected + FEW)) if self.differ else 1.0
 
     def p_rate(self, rate: float) -> float:
         """Probability of as many differences, or more, if an example differs with probability `rate`."""
-        return float(stats.binom.sf(self.differ - 1, self.n, rate))
+        return float(special.betainc(self.differ, self.n - self.differ + 1, rate)) if self.differ else 1.0
 
 
 def overlap(recorded: np.ndarray, now: np.ndarray) -> Overlap:
@@ -62,7 +62,18 @@ def overlap(recorded: np.ndarray, now: np.ndarray) -> Overlap:
     """
     n, r, c = len(recorded), int(recorded.sum()), int(now.sum())
     both = int((recorded & now).sum())
-    return Overlap(n, r, c, r + c - 2 * both, float(stats.hypergeom.sf(both - 1, n, r, c)))
+    return Overlap(n, r, c, r + c - 2 * both, _hypergeometric_tail(both, n, r, c))
+
+
+def _hypergeometric_tail(both: int, n: int, r: int, c: int) -> float:
+    """Return the probability that of r and c out of n, drawn independently, `both` or more coincide."""
+
+    def log_choose(n: int, k: np.ndarray) -> np.ndarray:
+        return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+
+    k = np.arange(max(both, r + c - n), min(r, c) + 1)
+    log_total = log_choose(n, np.array(c))
+    return min(1.0, float(np.exp(special.logsumexp(log_choose(r, k) + log_choose(n - r, c - k) - log_total))))
 
 
 def below_median(values: np.ndarray) -> tuple[np.ndarray, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.interpolate import PchipInterpolator
 
 from libscores.statistics import spearman
@@ -94,6 +93,8 @@ def neural_network(
     Returns:
         Costs at every checkpoint, shape (S, P), cut off at 0.
     """
+    import torch
+
     _check(steps, measured, kept)
     center, spread = measured.mean(axis=0), measured.std(axis=0)
     target = torch.from_numpy((measured - center) / np.where(spread > 0, spread, 1.0))

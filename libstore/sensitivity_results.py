@@ -14,15 +14,17 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from libstore.comparable import REMOVAL, RUNS, Kept, check_alike, check_content, kept
 from libstore.errors import InputError
 from libstore.store import check_format, file_sha256
 from libstore.text_tables import open_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 """To be raised when what a column means changes; results of two formats are never mixed."""
@@ -364,6 +366,8 @@ def read_comparison(path: str | Path) -> pd.DataFrame:
     Raises:
         InputError: The file cannot be read or is not such a table.
     """
+    import pandas as pd
+
     check_there(path, "sensitivity/run_compo.sh or rank_eval.py --output")
     missing = {"metric", "value", "low", "high"} - set(open_table(path).names)
     if missing:
@@ -394,6 +398,8 @@ def read_step_costs(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
     """Return columns of equal length as CSV; floats are written so that they read back exactly."""
+    import pandas as pd
+
     return pd.DataFrame(dict(columns)).to_csv(index=False).encode()
 
 
@@ -412,6 +418,8 @@ def _read_columns(path: str | Path, names: Sequence[str], unique: Sequence[str] 
 
 def _check_numbers(path: str | Path, table: pd.DataFrame, names: Iterable[str]) -> None:
     """Refuse what is not a finite number >= 0, and points and steps that are not whole."""
+    import pandas as pd
+
     for name in names:
         column = table[name]
         if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):

@@ -4,7 +4,7 @@ Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv 1607.00
 sampling: a step takes every example with probability q = B/N, scales each gradient to a norm of at most C, adds
 Gaussian noise of standard deviation noise_multiplier C to the sum and divides by the expected batch size B.
 
-Clipping and noise are Opacus's ("hooks": per-sample gradients in memory) or Opacus's noise on the clipped sum of
+Clipping and noise are Opacus's ("hooks": per-sample gradients in memory) or the same noise on the clipped sum of
 libtrain.per_example ("ghost": the same sum, several times faster). A batch without an example still takes its
 noisy step. Noise comes from PyTorch's generators: good for research, not cryptographically secure (Opacus's
 secure mode needs a package that cannot be installed with this version of PyTorch).
@@ -15,20 +15,19 @@ from __future__ import annotations
 import libcli as cli
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from opacus.grad_sample import GradSampleModule
-from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from libmodels.checkpoints import ModelSpec
 from libstore.errors import InputError
 from libstore.store import Output
+from libtrain.optimizers import eager
 from libtrain.per_example import PerExampleGradients
 from libtrain.self_check import (
     FAILURES,
@@ -44,6 +43,10 @@ from libtrain.self_check import (
 from libtrain.settings import DPSettings, PrivacyPlan
 from libtrain.streams import INIT, NETWORK, NOISE, ORDER, check_stream, evaluating, seeded, stream_seed
 from libtrain.unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
 
 _CHECK_EVERY = 50
 """Steps between two looks at the loss: each look waits for a GPU."""
@@ -114,14 +117,20 @@ class DPTrainer:
         self._hooked: GradSampleModule | None = None
         self._check()
         self._optimizer = _optimizer(model, settings)
-        wrapper = DPOptimizer if self._hooked else DPOptimizerFastGradientClipping
-        self._private = wrapper(
-            self._optimizer,
-            noise_multiplier=plan.noise_multiplier,
-            max_grad_norm=settings.max_grad_norm,
-            expected_batch_size=settings.batch_size,
-            generator=self._noise,
-        )
+        self._private: DPOptimizer | _NoisySums
+        if self._hooked:
+            from opacus.optimizers import DPOptimizer
+
+            self._private = DPOptimizer(
+                self._optimizer,
+                noise_multiplier=plan.noise_multiplier,
+                max_grad_norm=settings.max_grad_norm,
+                expected_batch_size=settings.batch_size,
+                generator=self._noise,
+            )
+        else:
+            deviation = plan.noise_multiplier * settings.max_grad_norm
+            self._private = _NoisySums(self._optimizer, self._parameters, deviation, settings.batch_size, self._noise)
 
     def _check(self) -> None:
         """Choose the layout and the way to gradients by the initial weights, so that a resumed run chooses alike."""
@@ -144,6 +153,8 @@ class DPTrainer:
             first = self._gradients.check(*self._examples(self._first))
         self.draws = first.draws
         if not ghost:
+            from opacus.grad_sample import GradSampleModule
+
             try:
                 for name, layer in self.model.named_modules():
                     if getattr(layer, "padding_idx", None) is not None:  # the first examples may be without padding
@@ -207,7 +218,7 @@ class DPTrainer:
         chunks = batch.to(self.images.device).split(settings.max_physical_batch_size) if len(batch) else (None,)
         with seeded(stream_seed(settings.seed, 0, NETWORK, self.step), self.images.device):
             for number, rows in enumerate(chunks, 1):
-                # Opacus adds up what it is given until a step is not skipped, then adds noise once.
+                # What is given is added up until a step is not skipped, then noise is added once.
                 self._private.signal_skip_step(do_skip=number < len(chunks))
                 if rows is None:
                     self._put_empty()
@@ -327,13 +338,63 @@ def _remove_hooks(model: nn.Module) -> None:
                 delattr(parameter, name)
 
 
+class _NoisySums:
+    """Adds noise to sums of clipped gradients as Opacus's DPOptimizerFastGradientClipping does, bit for bit.
+
+    Opacus itself takes half as long to import as PyTorch.
+
+    Args:
+        optimizer: Takes the noisy gradients.
+        parameters: The parameters, in the order in which noise is drawn.
+        deviation: Standard deviation of the noise.
+        batch_size: Expected batch size, which the noisy sum is divided by.
+        generator: Draws the noise.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[nn.Parameter],
+        deviation: float,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._optimizer, self._parameters, self._generator = optimizer, parameters, generator
+        self._deviation, self._batch_size = deviation, batch_size
+        self._sums: list[Tensor] = []
+        self._skip = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and the sums of a step that was taken."""
+        self._optimizer.zero_grad(set_to_none)
+
+    def signal_skip_step(self, do_skip: bool = True) -> None:
+        """Say whether the next call of `step` is to add up only."""
+        self._skip = do_skip
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Add up what is in `grad`; unless this is to be skipped, add noise and take the step."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        self._sums = [s.add_(g) for s, g in zip(self._sums, gradients, strict=True)] if self._sums else gradients
+        if self._skip:
+            return
+        for parameter, total in zip(self._parameters, self._sums, strict=True):
+            if self._deviation:
+                kind: dict[str, Any] = {"device": total.device, "dtype": total.dtype}
+                total = total + torch.normal(0, self._deviation, total.shape, generator=self._generator, **kind)
+            parameter.grad = total / self._batch_size
+        self._sums = []
+        self._optimizer.step()
+
+
 def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=settings.lr, momentum=settings.momentum)
+        return eager(torch.optim.RMSprop)(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.Adam(parameters, lr=settings.lr)
+        return eager(torch.optim.SGD)(parameters, lr=settings.lr, momentum=settings.momentum)
+    return eager(torch.optim.Adam)(parameters, lr=settings.lr)
 
 
 def train_private(

@@ -9,10 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from libdata.choice import DataChoice
@@ -28,6 +27,9 @@ from libtrain.dp_training import DPTrainer
 from libtrain.private_study import Study, load_study
 from libtrain.settings import DPSettings, MeasureSettings, PrivacyPlan, StudySettings
 from libtrain.training import predict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REMOVED = "removed"
 """Value of --points for the points that are left out of the training."""
@@ -256,6 +258,8 @@ def measure_stages(
         Stopped: `stopping`, asked before every stage, returned a signal; what was measured is measured again then.
         InputError: A gradient norm is not finite.
     """
+    import pandas as pd
+
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
     wanted = stage_steps(stages, trainer.plan.steps, checkpoints.steps)
     tables: list[pd.DataFrame] = []

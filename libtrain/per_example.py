@@ -13,13 +13,11 @@ import libcli as cli
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from opacus.grad_sample import GradSampleModule
-from opacus.utils.tensor_utils import unfold2d
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
@@ -153,7 +151,7 @@ class PerExampleGradients:
 
     def _by_layers(self, images: Tensor, labels: Tensor) -> Iterator[Chunk]:
         for layer in self._layers:
-            if type(layer) not in GradSampleModule.GRAD_SAMPLERS or not {*layer._parameters} <= {"weight", "bias"}:
+            if not _has_formula(type(layer)) or not {*layer._parameters} <= {"weight", "bias"}:
                 raise ValueError(f"{self._name(layer)} has no formula")
         calls: list[tuple[nn.Module, Tensor, int, Tensor, GradientEdge]] = []
 
@@ -225,6 +223,16 @@ class PerExampleGradients:
 
 def _norms(layers: list[_LayerGradients]) -> Tensor:
     return torch.stack([squares for squares, _ in layers]).sum(0).sqrt()
+
+
+def _has_formula(kind: type[nn.Module]) -> bool:
+    return kind in (nn.Linear, nn.Conv2d, nn.Embedding) or kind in _opacus_formulas()
+
+
+def _opacus_formulas() -> Mapping[type[nn.Module], Callable[..., dict[nn.Parameter, Tensor]]]:
+    from opacus.grad_sample import GradSampleModule  # takes half as long to import as PyTorch, and most do without
+
+    return GradSampleModule.GRAD_SAMPLERS
 
 
 def _formula(layer: nn.Module, inputs: Tensor) -> Callable[[Any, Tensor, Tensor], _LayerGradients]:
@@ -308,25 +316,20 @@ def _embedding(layer: nn.Embedding, inputs: Tensor, gradient: Tensor) -> _LayerG
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
     """Return the values under the kernel at every output position, shape (B, T, P), in any order of the P."""
+    (up, left), (down, right), (height, width) = layer.padding, layer.stride, layer.kernel_size
+    padded = F.pad(images, (left, left, up, up))
     if images.shape[1] == 1:  # channels last would leave runs of one kernel width to copy
-        return unfold2d(
-            images.contiguous(),
-            kernel_size=layer.kernel_size,
-            padding=layer.padding,
-            stride=layer.stride,
-            dilation=layer.dilation,
-        ).transpose(1, 2)
-    (up, left), (down, right) = layer.padding, layer.stride
-    padded = F.pad(images, (left, left, up, up)).permute(0, 2, 3, 1).contiguous()
-    windows = padded.unfold(1, layer.kernel_size[0], down).unfold(2, layer.kernel_size[1], right)
+        windows = padded[:, 0].unfold(1, height, down).unfold(2, width, right)
+        return windows.permute(0, 3, 4, 1, 2).flatten(1, 2).flatten(2).transpose(1, 2)
+    windows = padded.permute(0, 2, 3, 1).contiguous().unfold(1, height, down).unfold(2, width, right)
     return windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
 
 
 @torch.no_grad()
 def _any_layer(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> _LayerGradients:
     # Opacus unfolds a convolution's input as if it were contiguous, whatever its layout.
-    samples = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs.contiguous()], gradient.contiguous())
-    squares = sum(sample.flatten(1).square().sum(1) for sample in samples.values())
+    samples = _opacus_formulas()[type(layer)](layer, [inputs.contiguous()], gradient.contiguous())
+    squares = torch.stack([sample.flatten(1).square().sum(1) for sample in samples.values()]).sum(0)
 
     def weighted_sums(factor: Tensor) -> dict[Tensor, Tensor]:
         return {p: torch.einsum("n,n...->...", factor, sample) for p, sample in samples.items()}

@@ -15,6 +15,7 @@ from libdata.datasets import Dataset
 from libscores.logit_scores import log_odds
 from libstore.errors import InputError
 from libstore.fz import VALUES, RunArrays
+from libtrain.optimizers import eager
 from libtrain.self_check import check_trainable
 from libtrain.settings import SGDSettings
 from libtrain.streams import NETWORK, ORDER, check_stream, evaluating, seeded, stream_seed
@@ -50,7 +51,7 @@ def train_sgd(
             trained on such inputs.
     """
     draws = check_batches(model, images, labels, settings.batch_size, len(labels))
-    optimizer = torch.optim.SGD(
+    optimizer = eager(torch.optim.SGD)(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)

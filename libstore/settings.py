@@ -28,6 +28,7 @@ def setting(
     metavar: str | None = None,
     check: Callable[[Any], str | None] = lambda value: None,
     flag: str | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class.
 
@@ -42,9 +43,18 @@ def setting(
         metavar: How --help names the value.
         check: Says why a value cannot be, None if it can.
         flag: The flag, where it is not -- and the field's name.
+        words: Words that the flag takes, and the values they stand for.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "check": check, "flag": flag}
+    told: dict[str, Any] = {"words": words or {}}
+    told |= {
+        "text": text,
+        "choices": tuple(choices),
+        "bounds": bounds,
+        "metavar": metavar,
+        "check": check,
+        "flag": flag,
+    }
     return dataclasses.field(default=default, metadata=told)
 
 

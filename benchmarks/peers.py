@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from opacus import GradSampleModule
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
-from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 
@@ -39,6 +35,10 @@ def opacus_steps(
         lr: Learning rate.
         cast: Entered around every forward pass.
     """
+    from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
     arguments: dict[str, Any] = {"max_grad_norm": 1.0, "noise_multiplier": noise_multiplier}
     inner = torch.optim.RMSprop(model.parameters(), lr=lr)
     criterion: Any = nn.CrossEntropyLoss()

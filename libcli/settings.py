@@ -72,6 +72,8 @@ def _item(hint: Any) -> tuple[type, bool]:
 
 def _reader(kind: type, metadata: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        if text in metadata["words"]:
+            return metadata["words"][text]
         try:
             value = kind(text)
         except ValueError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import libcli as cli
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libmodels.checkpoints import ModelSpec
+from libscores.curvature import full_precision
 from libstore.errors import InputError
 from libstore.store import Output
 from libtrain.optimizers import eager
 from libtrain.per_example import PerExampleGradients
+from libtrain.precision import logits_of, multiplying
 from libtrain.self_check import (
     FAILURES,
     N_EXAMPLES,
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
+_PHYSICAL = 512
+"""Examples worked on at once where there is no GPU's memory to choose them by."""
 _CHECK_EVERY = 50
 """Steps between two looks at the loss: each look waits for a GPU."""
 
@@ -113,7 +118,7 @@ class DPTrainer:
         self._sampler = torch.Generator().manual_seed(stream_seed(settings.stream("order"), 0, ORDER))
         self._noise = torch.Generator(images.device).manual_seed(stream_seed(settings.stream("noise"), 0, NOISE))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._gradients = PerExampleGradients(model)
+        self._gradients = PerExampleGradients(model, settings.precision)
         self._hooked: GradSampleModule | None = None
         self._check()
         self._optimizer = _optimizer(model, settings)
@@ -131,6 +136,7 @@ class DPTrainer:
         else:
             deviation = plan.noise_multiplier * settings.max_grad_norm
             self._private = _NoisySums(self._optimizer, self._parameters, deviation, settings.batch_size, self._noise)
+        self._physical = settings.max_physical_batch_size or self._fitting()
 
     def _check(self) -> None:
         """Choose the layout and the way to gradients by the initial weights, so that a resumed run chooses alike."""
@@ -186,9 +192,9 @@ class DPTrainer:
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave per-example gradients where Opacus puts them; return losses and logits."""
         assert self._hooked
-        logits = self._hooked(images)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        with _inputs_without_gradients():
+        with multiplying(self.settings.precision), _inputs_without_gradients():
+            logits = logits_of(self._hooked, images, self.settings.precision)
+            losses = F.cross_entropy(logits, labels, reduction="none")
             losses.sum().backward()
         return losses, logits
 
@@ -215,8 +221,8 @@ class DPTrainer:
         batch = self.sample()
         self._private.zero_grad(set_to_none=True)
         loss, correct = torch.zeros(2, device=self.images.device, dtype=torch.float64).unbind()
-        chunks = batch.to(self.images.device).split(settings.max_physical_batch_size) if len(batch) else (None,)
-        with seeded(stream_seed(settings.seed, 0, NETWORK, self.step), self.images.device):
+        chunks = self._here(batch).split(self._physical) if len(batch) else (None,)
+        with seeded(stream_seed(settings.seed, 0, NETWORK, self.step), self.images.device), full_precision():
             for number, rows in enumerate(chunks, 1):
                 # What is given is added up until a step is not skipped, then noise is added once.
                 self._private.signal_skip_step(do_skip=number < len(chunks))
@@ -230,6 +236,43 @@ class DPTrainer:
         self.step += 1
         self.empty_batches += not len(batch)
         return Step(self.step, len(batch), loss, correct)
+
+    def _here(self, rows: Tensor) -> Tensor:
+        """Send rows to the device; from pinned memory, so that the CPU does not wait for what the GPU has to do."""
+        if self.images.device.type == "cuda" and rows.device.type == "cpu":
+            rows = rows.pin_memory()
+        return rows.to(self.images.device, non_blocking=True)
+
+    def _fitting(self) -> int:
+        """Return how many examples to work on at once: a power of two that takes at most 0.7 of a GPU's free memory.
+
+        Found from the memory that 8 and 32 examples take, and tried out; halved until it fits.
+        """
+        device = self.images.device
+        if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+            return _PHYSICAL
+
+        def taken(n: int) -> int:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            rows = self._train_on[torch.arange(n) % len(self._train_on)]
+            with seeded(0, device), full_precision():
+                self._put_gradients(*self._examples(self._here(rows)))
+            self._clear()
+            return torch.cuda.max_memory_allocated(device) - before
+
+        each = max(1, (taken(32) - taken(8)) // 24)
+        free = torch.cuda.mem_get_info(device)[0]
+        size = int(2 ** min(13, max(0, math.floor(math.log2(max(1, 0.7 * free / each))))))
+        while size > 1:
+            try:
+                taken(size)
+                break
+            except torch.OutOfMemoryError:
+                size //= 2
+        torch.cuda.empty_cache()
+        return size
 
     def _examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         # A clone: PyTorch takes one-channel images to be in either layout, and their strides decide the next layer's.
@@ -262,7 +305,7 @@ class DPTrainer:
         """
         total = torch.zeros(sum(p.numel() for p in self._parameters))
         with self._measuring():
-            for part in rows.to(self.images.device).split(self.settings.max_physical_batch_size) if len(rows) else ():
+            for part in self._here(rows).split(self._physical) if len(rows) else ():
                 sums, _, _ = self._gradients.clipped_sum(*self._examples(part), self.settings.max_grad_norm)
                 total += torch.cat([sums[p].flatten() for p in self._parameters]).cpu()
         return total
@@ -272,7 +315,7 @@ class DPTrainer:
 
         The training is not disturbed.
         """
-        rows = rows.to(self.images.device)
+        rows = self._here(rows)
         with self._measuring():
             chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
         return torch.cat(chunks).cpu()
@@ -305,6 +348,7 @@ class DPTrainer:
             "optimizer": self._optimizer.state_dict(),
             "sampler": self._sampler.get_state(),
             "noise": self._noise.get_state(),
+            "physical": self._physical,
             "network_stream": NETWORK,
         }
 
@@ -315,6 +359,7 @@ class DPTrainer:
         self._sampler.set_state(state["sampler"])
         self._noise.set_state(state["noise"])
         self.step, self.empty_batches = state["step"], state["empty_batches"]
+        self._physical = state.get("physical", self._physical)
 
 
 @contextmanager

@@ -13,7 +13,12 @@ from libstore.settings import REQUIRED, Settings, setting
 OPTIMIZERS = ("rmsprop", "sgd", "adam")
 GRAD_SAMPLE_MODES = ("ghost", "hooks")
 SEED_STREAMS = ("init", "order", "noise")
+PRECISIONS = ("float32", "tf32", "bf16")
 _NORMALIZATION_TEXT = "pixels in [0,1], or standardised"
+_PRECISION_TEXT = (
+    "how training multiplies: float32; tf32, products on a GPU in TF32; bf16, activations in bfloat16. Weights, the "
+    "bound on gradients and all that is scored or evaluated stay float32"
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class SGDSettings(Settings):
     lr: float = setting(0.1, "first learning rate; it falls to 0 as a cosine", above=0)
     momentum: float = setting(0.9, "SGD momentum", at_least=0, below=1)
     weight_decay: float = setting(0.0, "L2 coefficient", at_least=0)
+    precision: str = setting("float32", _PRECISION_TEXT, choices=PRECISIONS)
 
 
 SUBSET_TEXT = "examples of the study: all, the first N, spread:N (N at even distances), or an .npy index"
@@ -83,13 +89,20 @@ class DPSettings(Settings):
         choices=GRAD_SAMPLE_MODES,
     )
     max_physical_batch_size: int = setting(
-        512, "examples worked on at once; bounds memory, a larger batch is split with the same result", at_least=1
+        512,
+        "examples worked on at once; bounds memory, a larger batch is split with the same result to rounding. auto: "
+        "what a GPU's free memory holds when the training starts (512 on a CPU and with --deterministic)",
+        at_least=0,
+        words={"auto": 0},
     )
+    precision: str = setting("float32", _PRECISION_TEXT, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.momentum and self.optimizer == "adam":
             raise InputError(f"--momentum {self.momentum:g}: adam has none, leave it out")
+        if self.precision == "bf16" and self.grad_sample_mode == "hooks":
+            raise InputError("--precision bf16: --grad_sample_mode hooks would take norms in bfloat16; take ghost")
 
     def stream(self, name: str) -> int:
         """Return the seed of one of `SEED_STREAMS`."""

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libdata.datasets import Dataset
+from libscores.curvature import full_precision
 from libscores.logit_scores import log_odds
 from libstore.errors import InputError
 from libstore.fz import VALUES, RunArrays
 from libtrain.optimizers import eager
+from libtrain.precision import logits_of, multiplying
 from libtrain.self_check import check_trainable
 from libtrain.settings import SGDSettings
 from libtrain.streams import NETWORK, ORDER, check_stream, evaluating, seeded, stream_seed
@@ -74,10 +76,10 @@ def train_sgd(
         unfinished.pause(state, f"epoch {done} of {settings.epochs}")
         order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, done))
         total = torch.zeros((), device=images.device)
-        with seeded(stream_seed(seed, run, NETWORK, done), images.device):
+        with seeded(stream_seed(seed, run, NETWORK, done), images.device), multiplying(settings.precision):
             for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(images[batch]), labels[batch])
+                loss = F.cross_entropy(logits_of(model, images[batch], settings.precision), labels[batch])
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
@@ -122,7 +124,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     """
     device = next(model.parameters(), images).device
     parts: dict[str, list[Tensor]] = {"correctness": [], "prob": [], "logodds": [], "loss": []}
-    with evaluating(model), seeded(0, device):
+    with evaluating(model), seeded(0, device), full_precision(), torch.autocast(device.type, enabled=False):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             x, y = x.to(device), y.to(device)
             logits = model(x)

@@ -76,7 +76,7 @@ def test_rounds_of_a_recursive_removal(study: Path) -> None:
     line = [*FLAGS, "--config", study / "config.json", "--rounds", 2, "--remove", 4]
     stopped_and_resumed(study, line, "run_recursive.sh", "models/ckpt_recursive_4_2_1/step_0.pt")
     compo = study / "sensitivity_dir" / "compo_res"
-    names = ["compo_res_all", "compo_res_recursive_4_1", "compo_res_recursive_4_2"]
+    names = ["compo_res_all", "compo_res_cheapest_4", "compo_res_recursive_4_2"]
     totals = [pd.read_csv(compo / f"{name}_totals.csv").set_index("point")["epsilon realised mean"] for name in names]
     gone: list[int] = []
     for name, here, after in zip(names, totals, totals[1:], strict=False):

@@ -61,7 +61,7 @@ def account_tables(
         folds: Runs that train without theirs (`read_left_out`), which add the other direction to the totals.
         how: The settings.
     """
-    found, spent = _account(results, how)
+    found, spent = account_runs(results, how)
     points, steps = results.points, results.steps
     costs = {
         "point": np.repeat(points, steps.size),
@@ -75,14 +75,11 @@ def account_tables(
         "epsilon realised max": found.epsilon_realised.max(axis=0),
         "epsilon data-independent": found.epsilon_data_independent * every,
     }
-    if spent is not None:
-        worst = np.ones((1, steps.size, 1))
-        mechanism = results.sample_rate, results.noise_multiplier, how.delta
+    if how.loss_distributions:
         totals |= {
             "epsilon realised mean, loss distributions": spent.mean(axis=0),
             "epsilon realised max, loss distributions": spent.max(axis=0),
-            "epsilon data-independent, loss distributions": every
-            * realised_pld_epsilon(worst, *mechanism, how.weights(results)).item(),
+            "epsilon data-independent, loss distributions": data_independent_epsilon(results, how) * every,
         }
     derived = how.convention == "derived"
     totals |= {
@@ -97,13 +94,23 @@ def account_tables(
     if folds:
         for name in [name for name in totals if name.startswith("epsilon") and name + _REVERSE in totals]:
             totals[f"{name}, larger"] = np.fmax(totals[name], totals[name + _REVERSE])
-    return [costs, totals, _growth(results, how)]
+    return [costs, totals, growth_table(results, how)]
 
 
-def _account(
+def account_runs(
     results: SensitivityResults, how: AccountSettings, reverse: bool = False
-) -> tuple[renyi.Account, np.ndarray | None]:
-    """Return the Rényi account, and the realised epsilons (R, P) by loss distributions, if they are asked for."""
+) -> tuple[renyi.Account, np.ndarray]:
+    """Return the account of some runs.
+
+    Args:
+        results: The runs.
+        how: The settings.
+        reverse: The runs train without the points; D(without || with).
+
+    Returns:
+        The Rényi account, and each run's realised epsilon, shape (R, P): by privacy loss distributions if they are
+        asked for and give less, else by Rényi divergences.
+    """
     mechanism = results.sample_rate, results.noise_multiplier
     found = renyi.account(
         results.sensitivity, results.steps, results.total_steps, *mechanism, how.alpha, how.delta,
@@ -111,12 +118,19 @@ def _account(
         cast(renyi.FractionalOrders, how.fractional_orders), reverse,
     )  # fmt: skip
     if not how.loss_distributions:
-        return found, None
+        return found, found.epsilon_realised
     spent = realised_pld_epsilon(results.sensitivity, *mechanism, how.delta, how.weights(results), reverse)
     return found, np.minimum(spent, found.epsilon_realised)
 
 
-def _growth(results: SensitivityResults, how: AccountSettings) -> Columns:
+def data_independent_epsilon(results: SensitivityResults, how: AccountSettings) -> float:
+    """Return epsilon, by privacy loss distributions, of a point whose gradient is clipped at every step."""
+    mechanism = results.sample_rate, results.noise_multiplier, how.delta
+    return realised_pld_epsilon(np.ones((1, results.steps.size, 1)), *mechanism, how.weights(results)).item()
+
+
+def growth_table(results: SensitivityResults, how: AccountSettings) -> Columns:
+    """Return the median largest of r runs, r = 1...R, with intervals over runs and points."""
     mechanism = results.sample_rate, results.noise_multiplier
     found = growth_with_runs(results.sensitivity, how.weights(results), *mechanism, how.alpha, how.delta)
     table: Columns = {"runs": np.arange(1, len(results.runs) + 1)}
@@ -131,9 +145,9 @@ def _other_direction(points: np.ndarray, folds: Sequence[SensitivityResults], ho
     sides = np.full(points.size, "one-sided: with || without")
     table: Columns = {"directions": sides}
     for fold in folds:
-        found, spent = _account(fold, how, reverse=True)
+        found, spent = account_runs(fold, how, reverse=True)
         values = {"epsilon realised mean": found.epsilon_realised.mean(axis=0)}
-        if spent is not None:
+        if how.loss_distributions:
             values["epsilon realised mean, loss distributions"] = spent.mean(axis=0)
         values |= {
             "realised sum mean": found.realised.mean(axis=0),

@@ -382,8 +382,8 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
     return table["point"].astype(np.int64), table[cost]
 
 
-def read_comparison(path: str | Path) -> pd.DataFrame:
-    """Read a table of sensitivity/rank_eval.py: `value`, `low` and `high` by metric.
+def read_comparison(path: str | Path) -> pd.Series:
+    """Read a table of sensitivity/rank_eval.py: an `Estimate` by metric.
 
     Raises:
         InputError: The file cannot be read or is not such a table.
@@ -392,7 +392,10 @@ def read_comparison(path: str | Path) -> pd.DataFrame:
     missing = {"metric", "value", "low", "high"} - set(open_table(path).names)
     if missing:
         raise InputError(f"{path}: lacks the column {min(missing)!r} of a comparison")
-    return pd.read_csv(path).set_index("metric")
+    from libscores.statistics import Estimate  # SciPy, which training does not need
+
+    table = pd.read_csv(path)
+    return pd.Series({row.metric: Estimate(row.value, row.low, row.high) for row in table.itertuples()}, dtype=object)
 
 
 def read_step_costs(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

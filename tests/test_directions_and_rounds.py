@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_refused, run_script, tree, write_config
+from conftest import assert_refused, execute_notebook, run_script, tree, write_config
 from test_sensitivity_loops import finish, start
 
 from libscores import ranking, renyi
@@ -69,6 +69,24 @@ def test_points_left_out_are_measured_without_them(study: Path) -> None:
     steps = left["total_steps"].iloc[0]
     expected = np.interp(np.arange(steps), curve["step"], cost).sum()
     assert totals.loc[fold[0], "realised sum mean, without || with"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_notebook_shows_both_directions(study: Path) -> None:
+    """After the test above: six points in both directions, as the accounting has them; one run has no interval."""
+    if not list((study / "sensitivity_dir" / "res").glob("res_without_*")):
+        pytest.skip("no fold is there")
+    config = {"config": study / "config.json", "runs": [1], "first": 20}
+    printed, rows = execute_notebook("per_instance_privacy", "per_instance_mnist_lenet5", study, **config)
+    totals = pd.read_csv(study / "sensitivity_dir" / "compo_res" / "compo_res_both_totals.csv")
+    both = totals[totals["directions"] == "both"]
+    assert "without ‖ with" in printed and "median of 6 points" in printed
+    found = {row["statistic"]: row for row in rows}
+    larger = found["median ε realised, larger direction"]
+    name = "epsilon realised mean, loss distributions"
+    assert larger["value"] == pytest.approx(both[f"{name}, larger"].median()) and larger["low"] is None
+    apart = (both[f"{name}, without || with"] - both[name]).median()
+    assert found["ε realised, without || with less with || without, median"]["value"] == pytest.approx(apart)
 
 
 @pytest.mark.slow

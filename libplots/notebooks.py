@@ -10,14 +10,21 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from libdata.choice import BUILT_IN
 from libstore.config import Config
 from libstore.errors import InputError, there_is
 from libstore.scores import CURVATURE, score_path
 from libstore.sensitivity_results import SensitivityResults
 from libstore.store import read_sidecar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from libdata.datasets import Dataset
 
 
 def show(root: Path, config: str, paths: Config, folders: Sequence[str], **shown: object) -> None:
@@ -106,6 +113,17 @@ def run_files(paths: Config, runs: Sequence[object], prefix: str = "") -> list[P
     return files
 
 
+def fold_files(paths: Config, runs: Sequence[object]) -> list[Path]:
+    """Return the result files of run_folds.sh for these runs, of every fold that has them all, from the first on."""
+    files: list[Path] = []
+    for fold in count(1):
+        try:
+            files += run_files(paths, runs, f"_without_{fold}_")
+        except InputError:
+            break
+    return files
+
+
 def runs_there(paths: Config) -> list[str]:
     """List the per-instance study's result files that are there."""
     return sorted(path.name for path in (paths.sensitivity_dir / "res").glob("res*.csv"))
@@ -116,17 +134,41 @@ def about(results: SensitivityResults, dataset: str | None = None) -> dict[str, 
 
     Args:
         results: The results.
-        dataset: The data set that was asked for, if one was.
+        dataset: The data set that was asked for, if one was; data of one's own are checked when they are read
+            (`measured_examples`), as they may bear any name.
 
     Raises:
         InputError: They are of another data set.
     """
-    if dataset is not None and results.dataset not in ("", dataset):
+    built_in = {dataset, results.dataset} & set(BUILT_IN)
+    if dataset is not None and built_in and results.dataset not in ("", dataset):
         raise InputError(f"dataset {dataset!r}: {results.runs[0]} is of {results.dataset!r}")
     return {
         "data_set": dataset or results.dataset or "not named in the result files",
         "models": f"{results.model or 'not named'}, {len(results.runs)} runs: {', '.join(map(_stem, results.runs))}",
     }
+
+
+def measured_examples(dataset: str, points: np.ndarray, file: Path, data_dir: Path) -> Dataset:
+    """Load measured points of a data set, in any form that --dataset takes.
+
+    Args:
+        dataset: The data set.
+        points: Their positions.
+        file: A result file.
+        data_dir: Folder of the built-in data sets.
+
+    Raises:
+        InputError: As `load_dataset`; the file's sidecar says that it is of data with another content.
+    """
+    from libdata.datasets import load_dataset
+
+    examples = load_dataset(dataset, "train", data_dir, index=points)
+    said = read_sidecar(file)["settings"].get("data", {}) if file.with_suffix(".json").exists() else {}
+    digest = said.get("content_sha256", examples.content_sha256)
+    if digest != examples.content_sha256:
+        raise InputError(f"dataset {dataset!r}: {file} is of {said.get('dataset')!r}, of another content")
+    return examples
 
 
 def _stem(run: str) -> str:

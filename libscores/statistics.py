@@ -19,7 +19,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        unknown = math.isnan(self.low) and math.isnan(self.high)
+        return f"{self.value:.4g}" + ("" if unknown else f" [{self.low:.4g}, {self.high:.4g}]")
 
 
 Bounds = tuple[float, float]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from libscores.renyi import EPSILON_ORDERS, divergence_at, epsilon, epsilon_offset, step_divergence
 from libscores.statistics import NOT_NEGATIVE, SHARE, Bounds, Estimate, symmetric_interval
+from libscores.verdicts import equivalence as equivalence
 
 
 class GrowthWithRuns(NamedTuple):
@@ -131,18 +132,3 @@ def median_over_runs_and_points(values: np.ndarray, n_resamples: int = 200, seed
     over_runs = (runs - 1) / runs * np.square(left_out - left_out.mean()).sum()
     half = float(stats.t.ppf(0.975, runs - 1) * math.sqrt(over_runs + np.median(mean[draws], axis=1).var(ddof=1)))
     return symmetric_interval(median, half, NOT_NEGATIVE)
-
-
-def equivalence(estimate: Estimate, margin: float) -> Literal["yes", "no", "cannot say"]:
-    """Say whether a difference is within a margin: two one-sided tests, by the 95 % interval (Schuirmann 1987).
-
-    Args:
-        estimate: The difference; a NaN interval says nothing.
-        margin: The largest difference that does not matter, > 0.
-
-    Returns:
-        "yes" if the whole interval is within +-margin, "no" if all of it is outside, else "cannot say".
-    """
-    if -margin < estimate.low and estimate.high < margin:
-        return "yes"
-    return "no" if estimate.low > margin or estimate.high < -margin else "cannot say"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from libscores import few_runs, renyi
-from libscores.statistics import Estimate
 
 Q, SIGMA, DELTA = 0.05, 1.1, 1e-5
 
@@ -83,12 +82,3 @@ def test_median_holds_the_runs_share(runs):
     assert np.mean(inside) >= 0.9
     single = few_runs.median_over_runs_and_points(np.ones((1, 5)))
     assert single.value == 1 and math.isnan(single.low)
-
-
-def test_equivalence_needs_the_whole_interval():
-    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.06), 0.1) == "yes"
-    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.11), 0.1) == "cannot say"
-    assert few_runs.equivalence(Estimate(0.0, -0.5, 0.5), 0.1) == "cannot say"
-    assert few_runs.equivalence(Estimate(0.3, 0.15, 0.45), 0.1) == "no"
-    assert few_runs.equivalence(Estimate(-0.3, -0.45, -0.15), 0.1) == "no"
-    assert few_runs.equivalence(Estimate(0.0, math.nan, math.nan), 0.1) == "cannot say"

@@ -105,14 +105,20 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     Returns:
         A number in [-1, 1]; NaN where nothing of x or of y is left, as where the ranks of one are those of `given`.
     """
-    ranks, control = [stats.rankdata(score) for score in (x, y)], stats.rankdata(given)
-    control -= control.mean()
+    return partial_pearson(*map(stats.rankdata, (x, y, given)))
+
+
+def partial_pearson(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    """Return Pearson's correlation of what a straight line through a third score, (N,), leaves of two, (N,) each.
+
+    NaN where nothing is left.
+    """
+    control, left = given - given.mean(), []
     square = control @ control
-    left = []
-    for rank in ranks:
-        rank = rank - rank.mean()
-        residual = rank - (rank @ control / square if square > 0 else 0.0) * control
-        if residual @ residual <= 1e-12 * (rank @ rank):  # rounding is all that is left
+    for score in (x, y):
+        centred = score - score.mean()
+        residual = centred - (centred @ control / square if square > 0 else 0.0) * control
+        if residual @ residual <= 1e-12 * (centred @ centred):  # rounding is all that is left
             return float("nan")
         left.append(residual)
     return pearson(*left)
@@ -139,7 +145,11 @@ def reliability(
     Returns:
         At most 1; not positive where the halves do not agree; NaN where their correlation is.
     """
-    r = correlation(half, other)
+    return stepped_up(correlation(half, other), times)
+
+
+def stepped_up(r: float, times: float = 2.0) -> float:
+    """Return k r / (1 + (k - 1) r): the reliability of k times as many runs as those whose reliability is r."""
     return times * r / (1 + (times - 1) * r) if r > -1 / max(times, 1) else float("nan")
 
 

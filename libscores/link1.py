@@ -166,6 +166,7 @@ class ScoreLink:
             Student's interval over them where there are three or more; all runs are the last.
         tails: By size k, the share of the k most memorized examples that are among the k of the highest scores.
         by_class: Spearman's correlation within each class of ten examples or more, if labels were given.
+        curve: Binned curve of the score.
     """
 
     score: np.ndarray
@@ -180,6 +181,7 @@ class ScoreLink:
     by_runs: list[tuple[int, Estimate]]
     tails: dict[int, float]
     by_class: dict[int, float]
+    curve: BinnedCurve
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,6 @@ class Link1:
             taken for one that trained on the subset of the run before it; NaN if memorization was given.
         slope: Slope of the least-squares line curvature = intercept + slope mem.
         intercept: Its intercept.
-        curve: Binned curve.
         subpopulation: Fit of the bins; `subpopulation_a` and `subpopulation_b` are its coefficients.
     """
 
@@ -225,10 +226,14 @@ class Link1:
     shuffled: Estimate
     slope: Estimate
     intercept: Estimate
-    curve: BinnedCurve
     subpopulation: SubpopulationFit
     subpopulation_a: Estimate
     subpopulation_b: Estimate
+
+    @property
+    def curve(self) -> BinnedCurve:
+        """Binned curve of curvature."""
+        return self.links["curvature"].curve
 
     @property
     def similarity(self) -> dict[str, Estimate]:
@@ -351,8 +356,8 @@ def link1(
             ],
             tails=tail_overlap(mem[both], score[defined][both]),
             by_class={} if labels is None else within_classes(mem[both], score[defined][both], labels[defined][both]),
+            curve=binned_curve(mem[both], score[defined][both]),
         )
-    curve_of_bins = binned_curve(mem, held.mean[defined])
     maximum = held.maximum[defined]
     return Link1(
         memorization=np.where(defined, found.score, np.nan),
@@ -371,8 +376,7 @@ def link1(
         shuffled=interval("shuffled"),
         slope=interval("slope"),
         intercept=interval("intercept"),
-        curve=curve_of_bins,
-        subpopulation=subpopulation_fit(curve_of_bins),
+        subpopulation=subpopulation_fit(links["curvature"].curve),
         subpopulation_a=interval("a"),
         subpopulation_b=interval("b"),
     )

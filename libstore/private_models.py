@@ -22,7 +22,8 @@ from libstore import safe_pickle
 from libstore.comparable import PRIVATE_MODELS, SCORES, Kept, check_alike, check_made_of, check_weights, kept
 from libstore.errors import InputError
 from libstore.fz import RunArrays, read_run
-from libstore.scores import CURVATURE, CURVATURE_FORMAT, score_path
+from libstore.index import load_array
+from libstore.scores import CURVATURE, CURVATURE_FORMAT, index_path, score_path
 from libstore.settings import Settings, setting
 from libstore.store import check_format, file_sha256, flatten, load_scores, read_sidecar
 
@@ -86,6 +87,10 @@ class PrivateModel:
         """
         self.file("aux_arrays.npz")
         return read_run(self.folder)
+
+    def members(self, examples: np.ndarray) -> np.ndarray:
+        """Return which of some positions in the data set, (N,), it trained on, bool (N,)."""
+        return np.isin(examples, self.arrays().index["train"])
 
     def test_losses(self) -> np.ndarray:
         """Read the loss of every test example, (N,).
@@ -305,3 +310,15 @@ def read_curvature(models: Sequence[PrivateModel], score_dir: Path, h: float) ->
     check_alike(scores, SCORES, again)
     for path in paths:
         yield load_scores(path, CURVATURE_FORMAT, _SCORER)[0]
+
+
+def scored_examples(model: PrivateModel, score_dir: Path, h: float) -> np.ndarray:
+    """Return the positions in the data set of the examples that `read_curvature` yields scores of, (N,).
+
+    Raises:
+        InputError: The scores have no sidecar, or the index is not there.
+    """
+    scores = kept(score_path(score_dir, CURVATURE, model.name, h))
+    if scores is None:
+        raise InputError(f"{score_path(score_dir, CURVATURE, model.name, h)}: its sidecar is missing; run {_SCORER}")
+    return load_array(index_path(score_dir, scores.settings["data"]["index_sha256"]))

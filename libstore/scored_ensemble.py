@@ -157,10 +157,10 @@ class ScoredEnsemble:
             mask, values = values_on(arrays, self._folder(run), self.examples, self.value)
             yield RunScores(mask, values, scores, self._losses(run, arrays))
 
-    def has_loss(self) -> bool:
-        """Tell whether `read` knows the loss of the first run, and so of runs that are its like."""
-        arrays = next(read_runs(self.root, self.ratio, self.runs[:1]))
-        return self._losses(self.runs[0], arrays) is not None
+    def tokens(self) -> bool:
+        """Tell whether the runs' inputs are token ids, as far as a sidecar says so."""
+        arrays = kept(self._folder(self.runs[0]) / "aux_arrays.npz")
+        return bool(arrays and arrays.settings.get("model", {}).get("tokens", False))
 
     def _losses(self, run: int, arrays: RunArrays) -> np.ndarray | None:
         """Return the cross-entropy of every example under a run, (N,), from the cheapest source there is.

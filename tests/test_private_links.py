@@ -78,7 +78,10 @@ def test_loss_against_epsilon(family: Path) -> None:
     for suffix in ("png", "pdf"):
         assert (family / "figure_dir" / f"loss_v_priv_mnist_smallcnn.{suffix}").stat().st_size > 5_000
     rows = json.loads((family / "figure_dir" / "results_link2_loss_mnist_smallcnn.json").read_text())
-    assert rows[0]["statistic"] == "Spearman(epsilon, test loss)" and -1 <= rows[0]["value"] <= 1
+    assert rows[0]["statistic"] == "slope of ln test loss on ln epsilon" and rows[0]["published"].startswith("falls")
+    slopes = np.log(losses[1] / losses[0]) / np.log(EPSILONS[1] / EPSILONS[0])
+    assert rows[0]["value"] == pytest.approx(slopes.mean())
+    assert rows[0]["verdict"] == ("yes" if rows[0]["high"] < 0 else "no" if rows[0]["low"] > 0 else "cannot say")
     refused = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--epsilon", 50, "--config", config)
     assert_refused(refused, "epsilons: [2.0, 50.0] there, [50.0] asked for", "--overwrite")
 
@@ -277,7 +280,28 @@ def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
     rows = json.loads(
         (tmp_path / "figure_dir" / "results_link2_curvature_mnist_smallcnn_memorization.json").read_text()
     )
-    assert {row["statistic"] for row in rows} >= {f"Spearman(epsilon, {s} curvature)" for s in ("mean", "median")}
+    slopes = {row["statistic"]: row for row in rows if row["statistic"].startswith("slope")}
+    groups = ("all", "members", "held out", "members, most memorized", "members, the rest")
+    assert set(slopes) == {
+        f"slope of ln {statistic} curvature, {group} on ln epsilon"
+        for statistic in ("mean", "median", "trimmed mean")
+        for group in groups
+    }
+    assert {name for name, row in slopes.items() if row["verdict"] != "no claim"} == {
+        "slope of ln mean curvature, members on ln epsilon"
+    }
+    models = family / "private_model_dir"
+    scores = {
+        (epsilon, seed): np.load(score_path(family / "score_dir", "curvature", name, 1e-3))
+        for epsilon in EPSILONS for seed in SEEDS
+        for name in [f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{seed}"]
+    }  # fmt: skip
+    expected = []
+    for seed in SEEDS:
+        members = load_array(models / "subsets/mnist" / f"subset_{seed}.npy")
+        low, high = (scores[epsilon, seed][members].mean(dtype=float) for epsilon in EPSILONS)
+        expected.append(np.log(high / low) / np.log(EPSILONS[1] / EPSILONS[0]))
+    assert slopes["slope of ln mean curvature, members on ln epsilon"]["value"] == pytest.approx(np.mean(expected))
     figure = tmp_path / "figure_dir" / "curv_privacy_mnist_smallcnn.png"
     assert figure.stat().st_size > 10_000
 

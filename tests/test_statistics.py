@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from libscores.few_runs import growth_with_runs, median_over_runs_and_points
 from libscores.link1 import link1
-from libscores.link2 import seed_means, trend
+from libscores.link2 import seed_means
 from libscores.link3 import private_memorization
 from libscores.ranking import RANK_METRICS, Runs, compare_runs, split_half_interval, trajectory_similarity
 from libscores.statistics import (
@@ -132,8 +132,6 @@ def test_every_bounded_statistic_has_an_interval_of_possible_values(seed: int, n
     for positive in (*growth.epsilon, median_over_runs_and_points(costs)):
         assert within(positive, 0, math.inf)
 
-    epsilons = np.array([1.0, 2.0, 3.0])
-    correlations.append(trend(epsilons, epsilons[:, None] + noise * rng.random((3, n_runs)), 20).spearman)
     private = private_memorization(masks, values, n_resamples=20)
     correlations += [private.mean, private.shuffled]
     for estimate in correlations:

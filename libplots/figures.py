@@ -69,13 +69,28 @@ def curvature_against_epsilon(
 
 
 def memorization_against_epsilon(
-    title: str, epsilons: np.ndarray, results: Sequence[PrivateMemorization], delta: float
+    title: str, epsilons: np.ndarray, results: Sequence[PrivateMemorization], delta: float, bounds: np.ndarray
 ) -> Figure:
-    """Draw mean memorization against epsilon on a logarithmic axis, with the control and both bounds."""
+    """Draw mean memorization against epsilon on a logarithmic axis, with the control and all bounds.
+
+    Args:
+        title: Above everything.
+        epsilons: (E,).
+        results: E of them.
+        delta: Of the trainings.
+        bounds: Total variation of the trainings that were run, (E,).
+    """
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     grid = np.geomspace(min(0.1, epsilons.min()), epsilons.max() * 1.2, 300)
     axis.plot(grid, pure_bound(grid), color="tab:red", label=r"bound $1 - e^{-\epsilon}$ (paper)")
-    axis.plot(grid, total_variation_bound(grid, delta), "--", color="tab:red", label="total variation bound (tighter)")
+    axis.plot(
+        grid,
+        total_variation_bound(grid, delta),
+        "--",
+        color="tab:red",
+        label=r"total variation of any $(\epsilon, \delta)$",
+    )
+    axis.plot(epsilons, bounds, "o:", color="tab:red", markersize=4, label="total variation of the training run")
     draw_estimates(axis, epsilons, [r.mean for r in results], color="tab:blue", label="memorization, 95 % interval")
     control = [r.shuffled for r in results]
     draw_estimates(axis, epsilons * 1.04, control, color="tab:gray", label="control: membership shuffled", markersize=4)

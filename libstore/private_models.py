@@ -29,6 +29,7 @@ from libstore.store import check_format, file_sha256, flatten, load_scores, read
 
 FORMAT = 1
 """To be raised when what a private model is changes; models of two formats are never mixed."""
+ADDS, EXCHANGES = "one example added", "one example exchanged"
 _SCORER = "calc_curv_private_models.py"
 
 
@@ -235,6 +236,17 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
         if run in seen:
             raise InputError(f"{model.folder} and {seen[run].folder} are the same run; choose one with --suffix")
         seen[run] = model
+
+
+def exchanges_or_adds(models: Sequence[PrivateModel]) -> str:
+    """Tell by what data sets with and without an example differ, from the sizes of the models' training sets.
+
+    Sets of various sizes under one plan were drawn example by example: the example is added. Sets of one size hold
+    another in its place.
+    """
+    sizes = [model.settings["train_on"] for model in models]
+    planned = {size.get("planned") for size in sizes}
+    return ADDS if len(planned) == 1 and len({size["n_examples"] for size in sizes}) > 1 else EXCHANGES
 
 
 def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

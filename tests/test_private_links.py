@@ -14,10 +14,19 @@ import papermill
 import pytest
 from conftest import ROOT, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 
+from libscores.accounting import total_variation
+from libscores.statistics import Estimate
+from libscores.verdicts import within_bound
 from libstore.errors import InputError
 from libstore.fz import read_run
 from libstore.index import load_array
-from libstore.private_models import PrivateChoice, find_private_models, read_curvature, scored_models
+from libstore.private_models import (
+    PrivateChoice,
+    exchanges_or_adds,
+    find_private_models,
+    read_curvature,
+    scored_models,
+)
 from libstore.scores import score_path
 from libstore.store import load_scores, read_sidecar
 
@@ -49,7 +58,14 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
     assert len(top) == 40 and np.all(np.isin(top, np.arange(200)))
     drawn = [load_array(subsets / f"subset_{seed}.npy") for seed in SEEDS]
     for subset in drawn:
-        assert np.isin(subset, top).sum() == 20 and len(subset) == 20 + 112
+        assert (~np.isin(subset, top)).sum() == 112
+    for one, other in zip(drawn[::2], drawn[1::2], strict=True):  # coins, in complementary pairs
+        assert np.array_equal(np.sort(np.r_[np.intersect1d(one, top), np.intersect1d(other, top)]), top)
+    assert read_sidecar(subsets / "subset_0.npy")["settings"]["planned"] == 20 + 112
+    models = find_private_models(family / "private_model_dir", "mnist", "smallcnn", PrivateChoice(epsilon=(2.0,)))
+    plans = {tuple(model.provenance["privacy"][key] for key in ("sample_rate", "steps")) for model in models}
+    assert plans == {(32 / 132, round(2 * 132 / 32))} and exchanges_or_adds(models) == "one example added"
+    assert len({model.settings["train_on"]["n_examples"] for model in models}) > 1
     assert len({tuple(subset) for subset in drawn}) == len(SEEDS)
     shutil.copytree(family / "fz_model_dir", tmp_path / "fz_model_dir")
     config = write_config(tmp_path)
@@ -102,7 +118,15 @@ def test_memorization_against_epsilon(family: Path) -> None:
             held = [r.prob["removed"][r.index["removed"] == example][0] for r in runs if example in r.index["removed"]]
             want = np.mean(seen, dtype=float) - np.mean(held, dtype=float) if seen and held else np.nan
             assert scores[0, row, column] == pytest.approx(want, nan_ok=True, abs=1e-6)
-    assert "control" in json.loads((family / "figure_dir/results_link3_mnist_smallcnn.json").read_text())[-1]["verdict"]
+    rows = json.loads((family / "figure_dir/results_link3_mnist_smallcnn.json").read_text())
+    assert [row["verdict"] == "control" for row in rows] == [False, True] * 2
+    assert result.stdout.count("(2 independent)") == 2 and "0 of 40 examples undefined" in result.stdout
+    for row, epsilon in zip(rows[::2], EPSILONS, strict=True):
+        privacy = read_sidecar(family / f"private_model_dir/mnist_smallcnn_eps_{epsilon}_memorization_seed_0/model.pt")
+        plan = privacy["provenance"]["privacy"]
+        bound = total_variation(plan["noise_multiplier"], plan["sample_rate"], plan["steps"])
+        assert f"<= {bound:.3f}" in row["published"] and f"{row['value'] / bound:.2f} of the bound" in row["statistic"]
+        assert row["verdict"] == within_bound(Estimate(row["value"], row["low"], row["high"]), bound)
     assert (family / "figure_dir" / "private_memorization_mnist_smallcnn.png").exists()
 
 

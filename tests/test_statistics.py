@@ -132,7 +132,7 @@ def test_every_bounded_statistic_has_an_interval_of_possible_values(seed: int, n
     for positive in (*growth.epsilon, median_over_runs_and_points(costs)):
         assert within(positive, 0, math.inf)
 
-    private = private_memorization(masks, values, n_resamples=20)
+    private = private_memorization(masks, values)
     correlations += [private.mean, private.shuffled]
     for estimate in correlations:
         assert within(estimate, -1, 1), estimate

@@ -27,8 +27,8 @@ from libstore.config import load_config
 from libstore.scored_ensemble import ScoredEnsemble
 
 KINDS = {
-    "tanh": ("smallcnn", 20, ["--subset", "300", "--arch_options", "activation=tanh"]),
-    "relu": ("smallcnn", 20, ["--subset", "300", "--arch_options", "activation=relu"]),
+    "tanh": ("smallcnn", 16, ["--subset", "300", "--arch_options", "activation=tanh"]),
+    "relu": ("smallcnn", 16, ["--subset", "300", "--arch_options", "activation=relu"]),
     "resnet18": ("resnet18", 6, ["--subset", "120", "--image_size", "14"]),
 }
 """Network, number of them, and flags of its training."""

@@ -7,12 +7,15 @@ import json
 import math
 import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from libdata.choice import BUILT_IN
 from libstore.config import Config
@@ -22,7 +25,8 @@ from libstore.sensitivity_results import SensitivityResults
 from libstore.store import read_sidecar
 
 if TYPE_CHECKING:
-    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
     from libdata.datasets import Dataset
 
@@ -61,6 +65,47 @@ def looking_for(config: str, there: Callable[[], Iterable[str]], command: str) -
         yield
     except InputError as error:
         raise InputError(f"{error}; {there_is(there())}; to make it: {command} --config {config}") from None
+
+
+def data_path(root: Path, dataset: str) -> str:
+    """Return data as `libdata.datasets.load_dataset` takes them; a path counts from the top of the repository."""
+    own = dataset not in BUILT_IN and (root / dataset.split(":")[0]).exists()
+    return str(root / dataset) if own else dataset
+
+
+def draw_example(axis: Axes, example: np.ndarray) -> None:
+    """Draw one input: an image (1 or 3, H, W) as an image, anything else as the numbers it begins with."""
+    axis.set(xticks=[], yticks=[])
+    if example.ndim == 3 and example.shape[0] in (1, 3):
+        low, high = min(0.0, float(example.min())), max(1.0, float(example.max()))
+        image = np.moveaxis((example - low) / (high - low), 0, -1).squeeze()
+        axis.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
+        return
+    numbers = [f"{number:.3g}" for number in example.reshape(-1)[:12]]
+    if example.size > len(numbers):
+        numbers.append("...")
+    axis.text(0.5, 0.5, textwrap.fill(" ".join(numbers), 14), ha="center", va="center", fontsize=5)
+
+
+def draw_examples(
+    figure: Figure | SubFigure,
+    title: str,
+    examples: np.ndarray,
+    above: Sequence[str],
+    below: Sequence[str],
+    columns: int,
+) -> None:
+    """Draw inputs, (N, ...), in rows of so many, each with a line above and one below."""
+    figure.suptitle(title)
+    rows = -(-len(examples) // columns)
+    axes = figure.subplots(max(rows, 1), columns, squeeze=False).flat
+    for axis in axes:
+        axis.axis("off")
+    for axis, example, title, label in zip(axes, examples, above, below, strict=False):
+        axis.axis("on")
+        draw_example(axis, example)
+        axis.set_title(title, fontsize=8)
+        axis.set_xlabel(label, fontsize=8)
 
 
 def scored_there(paths: Config, h: float) -> list[str]:

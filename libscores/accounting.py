@@ -246,11 +246,38 @@ def _root(spent: Callable[[float], float], epsilon: float, low: float, high: flo
 
 
 def _pld_epsilon(noise: float, sample_rate: float, steps: int, delta: float, interval: float) -> float:
+    return float(_run_pld(noise, sample_rate, steps, interval).get_epsilon_for_delta(delta))
+
+
+def total_variation(noise_multiplier: float, sample_rate: float, steps: int, interval: float = 1e-3) -> float:
+    """Return an upper bound on the total variation between training with and without an example.
+
+    That is delta at epsilon = 0 of the privacy loss distribution of all steps, the larger of both directions: no
+    function of the trained weights with values in [0, 1] differs by more in expectation.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise over the clipping norm, > 0.
+        sample_rate: Probability q that an example is in a batch, 0 < q <= 1.
+        steps: Number of steps, empty batches included, >= 0.
+        interval: Width of a bin of the privacy loss; a wider one is faster and gives a larger bound.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    _check(sample_rate, steps, 0.5, "pld", noise_multiplier=noise_multiplier)
+    return (
+        min(1.0, float(_run_pld(noise_multiplier, sample_rate, steps, interval).get_delta_for_epsilon(0.0)))
+        if steps
+        else 0.0
+    )
+
+
+def _run_pld(noise: float, sample_rate: float, steps: int, interval: float):
     # A step's largest loss is that of an output ten deviations off.
     unsampled = math.log(sample_rate) + (1 + 20 * noise) / (2 * noise**2)
     largest_loss = float(np.logaddexp(math.log(1 - sample_rate), unsampled)) if sample_rate < 1 else unsampled
     interval = max(interval, largest_loss / _PLD_BINS)
-    return float(_step_pld(noise, sample_rate, interval).self_compose(steps).get_epsilon_for_delta(delta))
+    return _step_pld(noise, sample_rate, interval).self_compose(steps)
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,6 @@
-"""Does a model do on data what was recorded with it, or what it would do on the data in a random order?
+"""How far two markings of the same examples agree.
+
+Does a model do on data what was recorded with it, or what it would do on the data in a random order?
 
 Agreement as such says little: at an accuracy of 99 %, results in any order agree on 98 %. What counts is whether the
 same examples are marked, for example as errors. With n examples, R of them marked in the record, C now and D in one of

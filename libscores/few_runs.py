@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -162,18 +162,3 @@ def _half_width(left_out: np.ndarray, over_points: float) -> float:
         return math.nan
     over_runs = (runs - 1) / runs * np.square(left_out - left_out.mean()).sum()
     return float(stats.t.ppf(0.975, runs - 1) * math.sqrt(over_runs + over_points))
-
-
-def equivalence(estimate: Estimate, margin: float) -> Literal["yes", "no", "cannot say"]:
-    """Say whether a difference is within a margin: two one-sided tests, by the 95 % interval (Schuirmann 1987).
-
-    Args:
-        estimate: The difference; a NaN interval says nothing.
-        margin: The largest difference that does not matter, > 0.
-
-    Returns:
-        "yes" if the whole interval is within +-margin, "no" if all of it is outside, else "cannot say".
-    """
-    if -margin < estimate.low and estimate.high < margin:
-        return "yes"
-    return "no" if estimate.low > margin or estimate.high < -margin else "cannot say"

@@ -72,6 +72,17 @@ def check_index_content(path: str | Path, content_sha256: object) -> None:
         raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
 
 
+def planned_size(path: str | Path | None) -> int | None:
+    """Return for how many examples a training on an index should be planned, if its sidecar says so.
+
+    Subsets that are drawn example by example differ in size, which must not change sample rate, noise and steps.
+    """
+    sidecar = Path(path or "").with_suffix(".json")
+    if path is None or Path(path).suffix != ".npy" or not sidecar.exists():
+        return None
+    return read_sidecar(Path(path))["settings"].get("planned")
+
+
 def load_array(path: str | Path) -> np.ndarray:
     """Read an .npy file without unpickling."""
     try:

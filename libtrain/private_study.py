@@ -21,7 +21,7 @@ from libmodels.checkpoints import ModelSpec
 from libmodels.networks import Network
 from libscores.accounting import calibrate_noise_multiplier, pld_interval, spent_epsilon
 from libstore.errors import InputError
-from libstore.index import check_index_content, index_digest, read_index
+from libstore.index import check_index_content, index_digest, planned_size, read_index
 from libstore.remembered import remembered
 from libtrain.dp_training import DPTrainer, Step, seeded_model
 from libtrain.settings import DPSettings, PrivacyPlan, StudySettings
@@ -39,7 +39,8 @@ class Study:
         test: The test split.
         rows: The rows of `data` to train on, sorted, int64, shape (N,).
         spec: The network.
-        planned: Number of examples that sample rate, noise and steps are planned for: N and those left out.
+        planned: Number of examples that sample rate, noise and steps are planned for: N and those left out, or what
+            the subset's sidecar says.
     """
 
     data: Dataset
@@ -100,7 +101,7 @@ def load_study(
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
         raise InputError(f"{study.subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
-    planned = len(train_index)
+    planned = planned_size(study.subset) or len(train_index)
     if leave_out is not None:
         absent = leave_out[~np.isin(leave_out, train_index)]
         if absent.size:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from libscores import few_runs, renyi
-from libscores.statistics import Estimate
 
 Q, SIGMA, DELTA = 0.05, 1.1, 1e-5
 
@@ -102,12 +101,3 @@ def test_difference_of_medians_holds_the_runs_share():
 def test_larger_direction_goes_by_the_mean_over_runs():
     one, other = np.array([[1.0, 5], [3, 5]]), np.array([[5.0, 4], [0, 5]])
     np.testing.assert_array_equal(few_runs.larger_direction(one, other), [[5, 5], [0, 5]])
-
-
-def test_equivalence_needs_the_whole_interval():
-    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.06), 0.1) == "yes"
-    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.11), 0.1) == "cannot say"
-    assert few_runs.equivalence(Estimate(0.0, -0.5, 0.5), 0.1) == "cannot say"
-    assert few_runs.equivalence(Estimate(0.3, 0.15, 0.45), 0.1) == "no"
-    assert few_runs.equivalence(Estimate(-0.3, -0.45, -0.15), 0.1) == "no"
-    assert few_runs.equivalence(Estimate(0.0, math.nan, math.nan), 0.1) == "cannot say"

@@ -116,6 +116,10 @@ def test_an_ascii_terminal_shows_results_and_names(tmp_path: Path) -> None:
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     result = run_script("scripts/print_results.py", folder, **plain)
     assert result.returncode == 0 and "\\u03b5" in result.stdout and "f.png" in result.stdout, result.stderr
+    (folder / "results_y.json").write_text(json.dumps([row | {"statistic": "loss", "verdict": "no claim"}]))
+    for flags, there in (((), False), (("--all",), True)):
+        text = run_script("scripts/print_results.py", folder, *flags).stdout
+        assert ("loss" in text, "1 rows without a claim are left out" in text) == (there, not there)
     result = run_script("sensitivity/compo_res/rank.py", folder / "none.csv", **plain)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "Ren" in result.stderr, result.stderr
 

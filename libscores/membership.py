@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from libscores.memorization import RunningMean, add_memorization, halves
+from libscores.memorization import RunningMean
+from libscores.over_models import InAndOut, halves
 from libscores.statistics import SHARE, Estimate, jackknife_interval
 
 Masked = tuple[np.ndarray, np.ndarray]
@@ -30,6 +31,12 @@ class _Gaussians:
     count: np.ndarray
     mean: np.ndarray
     squares: np.ndarray
+
+    @staticmethod
+    def of(group: RunningMean) -> _Gaussians:
+        count = group.count[0]
+        squares = group.standard_error[0] ** 2 * count * (count - 1)
+        return _Gaussians(count, np.nan_to_num(group.mean[0]), np.nan_to_num(squares))
 
     def without(self, value: np.ndarray, drop: np.ndarray) -> _Gaussians:
         """Take a value out where `drop` says so; what is left of nothing is NaN."""
@@ -67,10 +74,12 @@ def lira(runs: Callable[[], Iterable[Masked]], n_examples: int, *, shared: bool 
     Yields:
         Membership and log-likelihood ratio of each run.
     """
-    groups = RunningMean(np.ones((1, 1)), n_examples), RunningMean(np.ones((1, 1)), n_examples)
+    groups = tuple(RunningMean(np.ones((1, 1)), n_examples) for _ in range(2))
     for mask, value in runs():
-        add_memorization(groups, 0, mask, value)
-    fitted = [_Gaussians(group.count[0], np.nan_to_num(group.mean[0]), group.squares[0]) for group in groups]
+        known = ~np.isnan(value)
+        groups[0].add(0, mask & known, value)
+        groups[1].add(0, ~mask & known, value)
+    fitted = [_Gaussians.of(group) for group in groups]
     for mask, value in runs():
         known = ~np.isnan(value)
         inside = fitted[0].without(value, mask & known)
@@ -100,11 +109,12 @@ def rmia(
     Yields:
         Membership and score of each run; NaN where no other run holds the example, or all others do.
     """
-    ones = np.ones((1, 1))
-    groups, population = (RunningMean(ones, n_examples), RunningMean(ones, n_examples)), np.zeros(n_population)
-    n_runs = 0
+    groups = tuple(RunningMean(np.ones((1, 1)), n_examples) for _ in range(2))
+    population, n_runs = np.zeros(n_population), 0
     for mask, value, others in runs():
-        add_memorization(groups, 0, mask, expit(value))
+        known = ~np.isnan(value)
+        groups[0].add(0, mask & known, expit(value))
+        groups[1].add(0, ~mask & known, expit(value))
         population += expit(others.astype(np.float64))
         n_runs += 1
     for mask, value, others in runs():
@@ -180,21 +190,19 @@ def exposure(
     """
     n_groups = min(_GROUPS, n_runs)
     counts = np.zeros((n_groups, 2, 1 << _BITS), dtype=np.int64)
-    weights = halves(n_runs)
-    groups = RunningMean(weights, n_examples), RunningMean(weights, n_examples)
+    answers, detected = InAndOut(n_runs, n_examples), RunningMean(halves(n_runs), n_examples)
     for run, (mask, score) in enumerate(scores()):
         known = ~np.isnan(score)
         for member in (0, 1):
             chosen = known & (mask == member)
             counts[run % n_groups, member] += np.bincount(_key(score[chosen]), minlength=1 << _BITS)
-        add_memorization(groups, run, mask, np.where(known, answer(score), np.nan))
+        answers.add(run, mask, np.where(known, answer(score), np.nan))
     whole = counts.sum(axis=0)
     if not whole.sum(axis=1).all():
         raise ValueError("no scores of both members and others")
     false, true = curve(whole)
     left_out = [curve(whole - part) for part in counts]
     limit = _limit(whole, FALSE_POSITIVES[-1])
-    detected = RunningMean(weights, n_examples)
     for run, (mask, score) in enumerate(scores()):
         known = ~np.isnan(score)
         found = np.zeros(n_examples)
@@ -206,11 +214,10 @@ def exposure(
             return Estimate(value(false, true), float("nan"), float("nan"))
         return jackknife_interval(value(false, true), np.array([value(*one) for one in left_out]), SHARE)
 
-    advantages = groups[0].mean - groups[1].mean
     return Exposure(
-        advantage=advantages[0],
-        standard_error=np.hypot(groups[0].standard_error[0], groups[1].standard_error[0]),
-        of_halves=advantages[1:],
+        advantage=answers.difference[0],
+        standard_error=answers.standard_error,
+        of_halves=answers.difference[1:],
         found=detected.mean[0],
         found_error=detected.standard_error[0],
         found_halves=detected.mean[1:],

@@ -18,12 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def halves(n_runs: int) -> np.ndarray:
-    """Return weights of all runs, of the even and of the odd ones, (3, T), for `RunningMean`."""
-    odd = np.arange(n_runs) % 2.0
-    return np.stack([np.ones(n_runs), 1 - odd, odd])
-
-
 class RunningMean:
     """Mean over runs of a per-example value, for R sets of run weights at once.
 
@@ -52,11 +46,6 @@ class RunningMean:
     def mean(self) -> np.ndarray:
         """Means, shape (R, N), NaN where nothing was added."""
         return np.where(self.count > 0, self._mean, np.nan)
-
-    @property
-    def squares(self) -> np.ndarray:
-        """Weighted sums of squared deviations from the means, shape (R, N)."""
-        return self._squares
 
     @property
     def standard_error(self) -> np.ndarray:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from libscores.memorization import RunningMean, add_memorization, halves
+from libscores.memorization import RunningMean
+from libscores.over_models import InAndOut, halves
 from libstore import score_columns as columns
 from libstore.comparable import check_content, kept
 from libstore.errors import InputError
@@ -62,10 +63,10 @@ class _Private:
     def add_memorization(self, epsilon: float) -> None:
         """Add memorization at one epsilon, if any example has a model with it and one without."""
         group = self.by_epsilon[epsilon]
-        inside, outside = self.means(len(group)), self.means(len(group))
+        groups = InAndOut(len(group), len(self.examples))
         for number, model in enumerate(group):
-            add_memorization((inside, outside), number, *self.laid_out(model, "prob"))
-        score, error = inside.mean - outside.mean, np.hypot(inside.standard_error[0], outside.standard_error[0])
+            groups.add(number, *self.laid_out(model, "prob"))
+        score, error = groups.difference, groups.standard_error
         called = columns.at_epsilon("memorization", epsilon)
         if np.isfinite(score[0]).any():
             self.add(called, score, error, [model.seed for model in group])

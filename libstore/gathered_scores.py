@@ -18,7 +18,8 @@ import numpy as np
 from libscores import agreement
 from libscores.influence import influences, top_pairs
 from libscores.membership import Masked, exposure, lira, rmia
-from libscores.memorization import RunningMean, add_memorization, halves
+from libscores.memorization import RunningMean
+from libscores.over_models import InAndOut, halves
 from libstore import score_columns as columns
 from libstore.comparable import kept
 from libstore.fz import RunArrays, ensemble_root, run_dir
@@ -152,13 +153,11 @@ def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = Fa
 
 
 def _add_memorization(ensemble: _Ensemble, value: str) -> None:
-    weights, n = halves(len(ensemble.runs)), len(ensemble.examples)
-    groups = RunningMean(weights, n), RunningMean(weights, n)
+    groups = InAndOut(len(ensemble.runs), len(ensemble.examples))
     for number, (mask, values) in enumerate(ensemble.laid_out(value)):
-        add_memorization(groups, number, mask, values)
-    inside, outside = groups
-    score, error = inside.mean - outside.mean, np.hypot(inside.standard_error[0], outside.standard_error[0])
-    ensemble.add(f"memorization_{value}", score[0], error, score[1:])
+        groups.add(number, mask, values)
+    outside = groups.outside
+    ensemble.add(f"memorization_{value}", groups.difference[0], groups.standard_error, groups.difference[1:])
     ensemble.add(f"consistency_{value}", outside.mean[0], outside.standard_error[0], outside.mean[1:])
 
 
@@ -197,13 +196,11 @@ def _add_influence(ensemble: _Ensemble, value: str, matrix: bool) -> None:
     values = np.stack([getattr(arrays, value)["test"] for arrays in ensemble.arrays()])
     test = next(ensemble.arrays()).index["test"]
     pairs, total = top_pairs(masks, values), values.sum(axis=1, dtype=np.float64)
-    weights, n = halves(len(ensemble.runs)), len(ensemble.examples)
-    groups = RunningMean(weights, n), RunningMean(weights, n)
+    groups = InAndOut(len(masks), len(ensemble.examples))
     for number, mask in enumerate(masks):
-        add_memorization(groups, number, mask, np.full(n, total[number]))
-    score = groups[0].mean - groups[1].mean
-    error = np.hypot(groups[0].standard_error[0], groups[1].standard_error[0])
-    ensemble.add("influence_total", score[0], error, score[1:], value=value)
+        groups.add(number, mask, np.full(len(mask), total[number]))
+    score = groups.difference
+    ensemble.add("influence_total", score[0], groups.standard_error, score[1:], value=value)
     ensemble.add("influence_largest", pairs.influence[:, 0], None, chance=pairs.chance, value=value)
     ensemble.found.beside[PAIRS] = arrays_bytes(
         example=ensemble.examples, test=test[pairs.test], influence=pairs.influence.astype(np.float32),
@@ -246,8 +243,8 @@ def _add_average(ensemble: _Ensemble, score: str, step: str, run: int) -> None:
         places.fz_models, places.fz_scores, places.dataset, places.arch, places.ratio, h=step, score=score
     )
     average = RunningMean(halves(len(scored.runs)), len(scored.examples))
-    for number, (mask, _, values) in enumerate(scored.read()):
-        average.add(number, mask, values)
+    for number, one in enumerate(scored.read()):
+        average.add(number, one[0], one[2])
     path = score_path(places.fz_scores, score, fz_model_name(places.dataset, places.arch, places.ratio, run), step)
     content = read_sidecar(path)["settings"]["data"].get("content_sha256")
     name, meaning = columns.of_score(score, step)

@@ -7,7 +7,7 @@ do not belong together are refused as everywhere (libstore.comparable).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from libscores import agreement
+from libscores import agreement, trajectory
 from libscores.influence import influences, top_pairs
 from libscores.membership import Masked, exposure, lira, rmia
 from libscores.memorization import RunningMean
 from libscores.over_models import InAndOut, halves
 from libstore import score_columns as columns
-from libstore.comparable import kept
+from libstore import trajectories
+from libstore.comparable import RUNS, check_alike, kept
+from libstore.errors import InputError
 from libstore.fz import RunArrays, ensemble_root, run_dir
 from libstore.score_table import Column, Gathered
 from libstore.scored_ensemble import ScoredEnsemble, check_runs, checked_runs, usable_runs, values_on
 from libstore.scores import CURVATURE, LABELS, TRACE, fz_model_name, score_path
-from libstore.store import array_bytes, arrays_bytes, file_sha256, read_sidecar
+from libstore.store import array_bytes, arrays_bytes, check_format, file_sha256, read_sidecar
 
 PAIRS, MATRIX, CURVES = "influence.npz", "influence_matrix.npy", "membership.npz"
 """Kept beside the table: pairs of training and test examples, all of them, and the attacks' curves."""
 _CURVE_POINTS = 400
-_SCORER = "calc_curv_fz_models.py"
+_SCORER, _TRAIN = "calc_curv_fz_models.py", "train_fz_models.py"
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,9 @@ def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = Fa
     Raises:
         InputError: Runs do not belong together, or a file is damaged.
     """
-    root, train = ensemble_root(places.fz_models, places.dataset, places.arch), places.command("train_fz_models.py")
+    root, train = ensemble_root(places.fz_models, places.dataset, places.arch), places.command(_TRAIN)
     if not any((root / places.ratio).glob("*/aux_arrays.npz")):
-        kinds = (columns.ENSEMBLE, columns.AVERAGED)
-        return Gathered(missing={name: train for name, one in columns.MEANINGS.items() if one.kind in kinds})
+        return Gathered(missing=dict.fromkeys(columns.MEANINGS, train))
     runs = usable_runs(root, places.ratio)
     check_runs(root, places.ratio, runs)
     first = next(checked_runs(root, places.ratio, runs[:1]))
@@ -149,6 +150,7 @@ def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = Fa
     else:
         found.missing["influence_largest"] = found.missing["influence_total"] = places.command("score_table.py")
     _find_averages(ensemble)
+    _find_trajectories(ensemble)
     return found
 
 
@@ -254,3 +256,55 @@ def _add_average(ensemble: _Ensemble, score: str, step: str, run: int) -> None:
             scored.runs, reliability(average.mean[1:]), str(path),
         )
     )  # fmt: skip
+
+
+def _find_trajectories(ensemble: _Ensemble) -> None:
+    """Look up which runs recorded what they saw of their examples."""
+    places, found = ensemble.places, ensemble.found
+    paths = {run: run_dir(ensemble.root, places.ratio, run) / trajectories.NAME for run in ensemble.runs}
+    there = {run: kept(path) for run, path in paths.items() if path.exists()}
+    check_alike(there.values(), RUNS, f"; run {_TRAIN} with the same --record flags for all")
+    for run, one in there.items():
+        if one is None:
+            raise InputError(f"{paths[run]}: its sidecar is missing; run {_TRAIN} with --record again")
+        check_format(one.path, one.sidecar, trajectories.FORMAT, _TRAIN)
+        found.files[f"trajectory of {places.dataset}_{places.arch}_{places.ratio}_{run}"] = str(one.sidecar["sha256"])
+    names = {
+        "--record": ["forgetting_events", "first_learned_epoch", "csl", "lt_iqr"],
+        "--record_input_gradients": ["csg", "csg_stopped"],
+        "--record_vog": ["vog"],
+    }
+    first = next(iter(there.values()), None)
+    said = first.settings["record"] | {"record": True} if first else {}
+    for flag, missing in names.items():
+        if not said.get(flag.removeprefix("--record_").removeprefix("--")):
+            line = places.command(_TRAIN, f"{flag}, with the flags that the runs were trained with")
+            found.missing.update(dict.fromkeys(missing, line))
+    if there:
+        found.work.append(partial(_add_trajectories, ensemble, list(there)))
+
+
+def _add_trajectories(ensemble: _Ensemble, runs: Sequence[int]) -> None:
+    n, means = len(ensemble.examples), dict[str, RunningMean]()
+    for number, run in enumerate(runs):
+        one = trajectories.read_trajectory(run_dir(ensemble.root, ensemble.places.ratio, run))
+        found = {
+            "forgetting_events": trajectory.forgetting_events(one["correct"]),
+            "first_learned_epoch": trajectory.first_learned_epoch(one["correct"]),
+            "csl": trajectory.cumulative(one["loss"]),
+            "lt_iqr": trajectory.loss_range(one["loss"]),
+        }
+        if "input_gradient_norm" in one:
+            norms = one["input_gradient_norm"]
+            found |= {"csg": trajectory.cumulative(norms)}
+            found |= {"csg_stopped": trajectory.cumulative(norms, one["weight_norm"])}
+        if "vog" in one:
+            found |= {"vog": one["vog"]}
+        rows, mask = np.searchsorted(ensemble.examples, one["index_train"]), np.zeros(n, dtype=bool)
+        mask[rows] = True
+        for name, values in found.items():
+            whole = np.zeros(n)
+            whole[rows] = values
+            means.setdefault(name, RunningMean(halves(len(runs)), n)).add(number, mask, whole)
+    for name, mean in means.items():
+        ensemble.add(name, mean.mean[0], mean.standard_error[0], mean.mean[1:], runs=list(runs))

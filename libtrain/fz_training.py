@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch import nn
 from libdata.datasets import Dataset
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
+from libstore import trajectories
 from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
-from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
-from libtrain.settings import SGDSettings
+from libstore.store import Output, arrays_bytes, exclusive, file_sha256, made_before, provenance, read_sidecar, sha256
+from libtrain.recording import Recorder, check_recordable
+from libtrain.settings import RecordSettings, SGDSettings
 from libtrain.streams import INIT, SUBSET, seeded, stream_seed
 from libtrain.training import check_batches, run_arrays, train_sgd
 from libtrain.unfinished import Unfinished
@@ -36,6 +39,7 @@ class FZTraining:
         seed: Seed of the ensemble; (seed, run) decides a run.
         device: Where to train.
         save_every: Seconds between saved states of an unfinished run.
+        record: What to keep of the examples on the way.
 
     Raises:
         InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs.
@@ -49,8 +53,10 @@ class FZTraining:
     seed: int
     device: torch.device
     save_every: float
+    record: RecordSettings = RecordSettings()
 
     def __post_init__(self) -> None:
+        check_recordable(self.record, self.data.images)
         if not 0 < self.n_train < len(self.data):
             raise InputError(
                 f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
@@ -95,9 +101,11 @@ class FZTraining:
         checkpoints = folder / "checkpoints"
         weights = Output(checkpoints / "model.pt", settings, FORMAT)
         arrays = Output(folder / "aux_arrays.npz", settings, FORMAT)
-        state = Output(checkpoints / "state.pt", settings, FORMAT)
+        trajectory = self._trajectory(folder, settings)
+        state = Output(checkpoints / "state.pt", trajectory.settings if trajectory else settings, FORMAT)
         with exclusive(folder), exclusive(checkpoints):
-            if weights.finished(overwrite=overwrite) and arrays.finished(overwrite=overwrite):
+            there = weights.finished(overwrite=overwrite) and arrays.finished(overwrite=overwrite)
+            if there and (trajectory is None or trajectory.finished(overwrite=overwrite)):
                 state.remove()
                 return None
             if overwrite:
@@ -108,13 +116,35 @@ class FZTraining:
             model = self._model(run).to(self.device)
             images, labels = (part[rows].to(self.device) for part in (self.data.images, self.data.labels))
             unfinished = Unfinished(state, save_every=self.save_every, stopping=stopping, made_by=made_by)
+            recorder = Recorder(self.record, self.sgd.epochs, images, labels) if trajectory else None
             train_sgd(
-                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch
-            )
+                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch,
+                recorder=recorder,
+            )  # fmt: skip
             result, _ = run_arrays(model, self.data, self.test, rows)
             made_by["seconds"] = round(time.monotonic() - started, 3)
             content = model_bytes(model, self.spec)
-            weights.save(content, made_by)
-            arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+            if there and sha256(content) != file_sha256(weights.path):
+                raise InputError(
+                    f"{weights.path}: trained again for --record, its weights came out otherwise (another machine or "
+                    "version?); --overwrite replaces them, and then what was scored with them"
+                )
+            if not there:
+                weights.save(content, made_by)
+                arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+            if trajectory and recorder:
+                recorded = arrays_bytes(index_train=self.data.index[rows], **recorder.arrays())
+                trajectory.save(recorded, made_by, weights_sha256=sha256(content))
             state.remove()
         return result
+
+    def _trajectory(self, folder: Path, settings: dict[str, Any]) -> Output | None:
+        """Return where what is recorded goes; what is there with more than is asked for will do."""
+        if not self.record.any:
+            return None
+        path, wanted = folder / trajectories.NAME, self.record.describe()
+        if path.exists() and path.with_suffix(".json").exists():
+            there = read_sidecar(path)["settings"].get("record", {})
+            if all(there.get(key) or not value for key, value in wanted.items()):
+                wanted = there
+        return Output(path, settings | {"record": wanted}, trajectories.FORMAT)

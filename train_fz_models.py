@@ -7,8 +7,8 @@ it does on all of them (Feldman, Zhang, NeurIPS 2020, arXiv 2008.03703). Without
 calc_curv_fz_models.py without flags scores the papers' CIFAR-100 ensemble, so give both the same --dataset and --arch.
 
 Inputs: the data set under data_dir. Outputs: <fz_model_dir>/<dataset>_<arch>/<ratio>/<run>/aux_arrays.npz and
-checkpoints/model.pt, each with a JSON sidecar. Finished runs are skipped, an interrupted one goes on where it
-was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU thread.
+checkpoints/model.pt, with --record also trajectory.npz, each with a JSON sidecar. Finished runs are skipped, an
+interrupted one goes on where it was. Measured: about 1.5 s for a run of the small CNN on 1,400 digits, one CPU thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from libstore.config import load_config
 from libstore.fz import run_dir
 from libstore.index import check_index_content, read_index
 from libstore.store import read_sidecar
-from libtrain.settings import EnsembleSettings, SGDSettings
+from libtrain.settings import EnsembleSettings, RecordSettings, SGDSettings
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -36,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     add_settings(parser, EnsembleSettings)
     cli.add_run_range(parser, stop=60)
     add_settings(parser, SGDSettings)
+    add_settings(parser, RecordSettings)
     text = "runs to train in one step each, for small networks on a GPU (slower on a CPU); the same to rounding"
     parser.add_argument("--together", type=cli.positive_int, default=1, metavar="K", help=text)
     cli.add_save_every(parser)
@@ -53,13 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     choice, network = read_data(args), read_network(args)
     shared, sgd = read_settings(EnsembleSettings, args), read_settings(SGDSettings, args)
+    record = read_settings(RecordSettings, args)
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
     index = np.sort(read_index(shared.subset, dataset_size(choice.dataset, "train", config.data_dir)))
     data, test, size = load_splits(choice, config.data_dir, index, shared.normalization, network.image_size)
     check_index_content(shared.subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, size)
-    training = FZTraining(data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every, args.together)
+    training = FZTraining(
+        data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every, args.together, record
+    )
 
     root, ratio = config.fz_models(data.name) / f"{data.name}_{network.name}", str(shared.ratio)
     replaced = {str(run) for run in range(args.start_run, args.stop_run)} if args.overwrite else set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ from torch import nn
 from libdata.datasets import Dataset
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
+from libstore import trajectories
 from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
-from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
-from libtrain.settings import SGDSettings
+from libstore.store import Output, arrays_bytes, exclusive, file_sha256, made_before, provenance, read_sidecar, sha256
+from libtrain.recording import Recorder, check_recordable
+from libtrain.settings import RecordSettings, SGDSettings
 from libtrain.streams import INIT, SUBSET, seeded, stream_seed
 from libtrain.together import check_stackable, train_together
 from libtrain.training import check_batches, run_arrays, train_sgd
@@ -40,6 +42,7 @@ class FZTraining:
         device: Where to train.
         save_every: Seconds between saved states of an unfinished run.
         together: Runs to train in one step each, 1 for one by one.
+        record: What to keep of the examples on the way.
 
     Raises:
         InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs.
@@ -54,8 +57,12 @@ class FZTraining:
     device: torch.device
     save_every: float
     together: int = 1
+    record: RecordSettings = RecordSettings()
 
     def __post_init__(self) -> None:
+        check_recordable(self.record, self.data.images)
+        if self.record.any and self.together > 1:
+            raise InputError(f"--together {self.together}: what --record keeps takes networks one by one")
         if not 0 < self.n_train < len(self.data):
             raise InputError(
                 f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
@@ -98,9 +105,12 @@ class FZTraining:
             InputError: The folder holds results of other settings, or training diverged.
         """
         weights, arrays = self._outputs(run, folder)
-        state = Output(folder / "checkpoints" / "state.pt", weights.settings, FORMAT)
+        trajectory = self._trajectory(folder, weights.settings)
+        settings = trajectory.settings if trajectory else weights.settings
+        state = Output(folder / "checkpoints" / "state.pt", settings, FORMAT)
         with exclusive(folder), exclusive(state.path.parent):
-            if weights.finished(overwrite=overwrite) and arrays.finished(overwrite=overwrite):
+            there = all([one.finished(overwrite=overwrite) for one in (weights, arrays)])
+            if there and (trajectory is None or trajectory.finished(overwrite=overwrite)):
                 state.remove()
                 return None
             if overwrite:
@@ -110,12 +120,17 @@ class FZTraining:
             model = self._model(run).to(self.device)
             images, labels = (part[rows].to(self.device) for part in (self.data.images, self.data.labels))
             unfinished = Unfinished(state, save_every=self.save_every, stopping=stopping, made_by=made_by)
+            recorder = Recorder(self.record, self.sgd.epochs, images, labels) if trajectory else None
             train_sgd(
-                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch
-            )
+                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch,
+                recorder=recorder,
+            )  # fmt: skip
             result, _ = run_arrays(model, self.data, self.test, rows)
             made_by["seconds"] = round(time.monotonic() - started, 3)
-            self._save(result, model, weights, arrays, made_by)
+            digest = self._save(result, model, weights, arrays, made_by, kept=there)
+            if trajectory and recorder:
+                recorded = arrays_bytes(index_train=self.data.index[rows], **recorder.arrays())
+                trajectory.save(recorded, made_by, weights_sha256=digest)
             state.remove()
         return result
 
@@ -178,8 +193,28 @@ class FZTraining:
         return np.sort(rng.permutation(len(self.data))[: self.n_train])
 
     def _save(
-        self, result: RunArrays, model: nn.Module, weights: Output, arrays: Output, made_by: dict[str, Any]
-    ) -> None:
+        self, result: RunArrays, model: nn.Module, weights: Output, arrays: Output, made_by: dict[str, Any],
+        kept: bool = False,
+    ) -> str:  # fmt: skip
+        """Save a run, or check that it came out as the one that is kept; return the digest of the weights."""
         content = model_bytes(model, self.spec)
-        weights.save(content, made_by)
-        arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+        if kept and sha256(content) != file_sha256(weights.path):
+            raise InputError(
+                f"{weights.path}: trained again for --record, its weights came out otherwise (another machine or "
+                "version?); --overwrite replaces them, and then what was scored with them"
+            )
+        if not kept:
+            weights.save(content, made_by)
+            arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+        return sha256(content)
+
+    def _trajectory(self, folder: Path, settings: Mapping[str, Any]) -> Output | None:
+        """Return where what is recorded goes; what is there with more than is asked for will do."""
+        if not self.record.any:
+            return None
+        path, wanted = folder / trajectories.NAME, self.record.describe()
+        if path.exists() and path.with_suffix(".json").exists():
+            there = read_sidecar(path)["settings"].get("record", {})
+            if all(there.get(key) or not value for key, value in wanted.items()):
+                wanted = there
+        return Output(path, {**settings, "record": wanted}, trajectories.FORMAT)

@@ -47,6 +47,32 @@ class EnsembleSettings(Settings):
 
 
 @dataclass(frozen=True)
+class RecordSettings(Settings):
+    """What to keep of a training's examples, epoch by epoch; the weights are the same with and without."""
+
+    record: bool = setting(
+        False, "keep loss and correctness of every training example in every epoch, as its batch is trained on, "
+        "and the norm of the weights: 5 bytes an epoch and example, next to no time",
+    )  # fmt: skip
+    record_input_gradients: bool = setting(
+        False, "with these the norm of the gradient of the loss by the input: 4 bytes more, little time"
+    )
+    record_vog: bool = setting(
+        False, "with these the variance of gradients: another pass in every epoch, 8 bytes of memory for every number "
+        "of every training input",
+    )  # fmt: skip
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to keep."""
+        return self.record or self.record_input_gradients or self.record_vog
+
+    def describe(self) -> dict[str, bool]:
+        """Return what a sidecar says of it."""
+        return {"input_gradients": self.record_input_gradients, "vog": self.record_vog}
+
+
+@dataclass(frozen=True)
 class StudySettings(Settings):
     """Which examples a private training is about, and which of them it sees."""
 

@@ -1,0 +1,310 @@
+"""Find the scores of an ensemble that are on disk, for the score table, one run at a time.
+
+Every column is read by itself, so memory is a few vectors per column, whatever the number of runs. Runs and scores that
+do not belong together are refused as everywhere (libstore.comparable).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libscores import agreement, trajectory
+from libscores.influence import influences, top_pairs
+from libscores.membership import Masked, exposure, lira, rmia
+from libscores.memorization import RunningMean
+from libscores.over_models import InAndOut, halves
+from libstore import score_columns as columns
+from libstore import trajectories
+from libstore.comparable import RUNS, check_alike, kept
+from libstore.errors import InputError
+from libstore.fz import RunArrays, ensemble_root, run_dir
+from libstore.score_table import Column, Gathered
+from libstore.scored_ensemble import ScoredEnsemble, check_runs, checked_runs, usable_runs, values_on
+from libstore.scores import CURVATURE, LABELS, TRACE, fz_model_name, score_path
+from libstore.store import array_bytes, arrays_bytes, check_format, file_sha256, read_sidecar
+
+PAIRS, MATRIX, CURVES = "influence.npz", "influence_matrix.npy", "membership.npz"
+"""Kept beside the table: pairs of training and test examples, all of them, and the attacks' curves."""
+_CURVE_POINTS = 400
+_SCORER, _TRAIN = "calc_curv_fz_models.py", "train_fz_models.py"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a table's scores are, and the flags that name them in commands.
+
+    Attributes:
+        fz_models: Folder of the data set's ensembles.
+        fz_scores: Root of the ensembles' scores.
+        private_models: Folder of the data set's private models.
+        private_scores: Root of the private models' scores.
+        sensitivity: Folder of the per-instance study.
+        dataset: Name of the data set on disk.
+        arch: Name of the network on disk.
+        ratio: Folder of the ensemble's ratio.
+        flags: What follows a script's name: --config and --dataset, each with its value.
+        network_flags: And then: --arch with its value.
+    """
+
+    fz_models: Path
+    fz_scores: Path
+    private_models: Path
+    private_scores: Path
+    sensitivity: Path
+    dataset: str
+    arch: str
+    ratio: str
+    flags: str
+    network_flags: str
+
+    def command(self, script: str, more: str = "") -> str:
+        """Return the command that runs a script for this data set and network."""
+        return " ".join(filter(None, (f"python {script}", self.flags, self.network_flags, more)))
+
+
+def reliability(of_halves: np.ndarray) -> float | None:
+    """Return a score's reliability from its values by two halves of the runs, (2, N); None where there is none."""
+    defined = np.isfinite(of_halves).all(axis=0)
+    found = agreement.reliability(*of_halves[:, defined]) if defined.sum() > 2 else float("nan")
+    return found if np.isfinite(found) else None
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    """The runs of an ensemble, checked, and the columns that they give."""
+
+    places: Places
+    root: Path
+    runs: list[int]
+    examples: np.ndarray
+    content_sha256: str | None
+    found: Gathered = field(default_factory=Gathered)
+
+    def arrays(self) -> Iterator[RunArrays]:
+        return checked_runs(self.root, self.places.ratio, self.runs)
+
+    def laid_out(self, value: str) -> Iterator[Masked]:
+        for run, arrays in zip(self.runs, self.arrays(), strict=True):
+            yield values_on(arrays, run_dir(self.root, self.places.ratio, run), self.examples, value)
+
+    def add(
+        self, name: str, values: np.ndarray, error: np.ndarray | None, of_halves: np.ndarray | None = None, **more: Any
+    ) -> None:
+        self.found.columns.append(
+            Column(
+                name, columns.MEANINGS[name], self.examples, values, error, self.content_sha256, self.places.arch,
+                self.runs, None if of_halves is None else reliability(of_halves), str(self.root / self.places.ratio),
+                more,
+            )
+        )  # fmt: skip
+
+
+def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = False) -> Gathered:
+    """Return what an ensemble's runs and the scores of its models give, to be read.
+
+    Args:
+        places: Where to look.
+        influence: Estimate the influence of every example on the test split, too.
+        matrix: Keep the influence of every example on every test example, N M floats, also in memory.
+
+    Raises:
+        InputError: Runs do not belong together, or a file is damaged.
+    """
+    root, train = ensemble_root(places.fz_models, places.dataset, places.arch), places.command(_TRAIN)
+    if not any((root / places.ratio).glob("*/aux_arrays.npz")):
+        return Gathered(missing=dict.fromkeys(columns.MEANINGS, train))
+    runs = usable_runs(root, places.ratio)
+    check_runs(root, places.ratio, runs)
+    first = next(checked_runs(root, places.ratio, runs[:1]))
+    one = kept(run_dir(root, places.ratio, runs[0]) / "aux_arrays.npz")
+    content = one.settings["data"].get("content_sha256") if one else None
+    ensemble = _Ensemble(places, root, runs, first.examples, content)
+    found = ensemble.found
+    for run in runs:
+        arrays = kept(run_dir(root, places.ratio, run) / "aux_arrays.npz")
+        path = run_dir(root, places.ratio, run) / "aux_arrays.npz"
+        digest = str(arrays.sidecar["sha256"]) if arrays else file_sha256(path)
+        found.files[fz_model_name(places.dataset, places.arch, places.ratio, run)] = digest
+    for value in ("correctness", "prob"):
+        if getattr(first, value):
+            found.work.append(partial(_add_memorization, ensemble, value))
+        else:
+            names = (f"memorization_{value}", f"consistency_{value}")
+            found.missing.update(dict.fromkeys(names, f"{train}; these runs keep correctness alone"))
+    if first.logodds:
+        found.beside[CURVES] = None
+        found.work.append(partial(_add_attacks, ensemble, len(first.index["test"])))
+    else:
+        text = f"{train} --overwrite; these runs keep no log-odds"
+        found.missing.update({name: text for name in columns.MEANINGS if name.startswith(("lira", "rmia"))})
+    if influence:
+        found.beside.update(dict.fromkeys((PAIRS, MATRIX) if matrix else (PAIRS,)))
+        found.work.append(partial(_add_influence, ensemble, "prob" if first.prob else "correctness", matrix))
+    else:
+        found.missing["influence_largest"] = found.missing["influence_total"] = places.command("score_table.py")
+    _find_averages(ensemble)
+    _find_trajectories(ensemble)
+    return found
+
+
+def _add_memorization(ensemble: _Ensemble, value: str) -> None:
+    groups = InAndOut(len(ensemble.runs), len(ensemble.examples))
+    for number, (mask, values) in enumerate(ensemble.laid_out(value)):
+        groups.add(number, mask, values)
+    outside = groups.outside
+    ensemble.add(f"memorization_{value}", groups.difference[0], groups.standard_error, groups.difference[1:])
+    ensemble.add(f"consistency_{value}", outside.mean[0], outside.standard_error[0], outside.mean[1:])
+
+
+def _add_attacks(ensemble: _Ensemble, n_population: int) -> None:
+    n = len(ensemble.examples)
+
+    def with_population() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for (mask, odds), arrays in zip(ensemble.laid_out("logodds"), ensemble.arrays(), strict=True):
+            yield mask, odds, arrays.logodds["test"]
+
+    attacks: dict[str, Callable[[], Iterable[Masked]]] = {
+        "lira": lambda: lira(lambda: ensemble.laid_out("logodds"), n),
+        "lira_shared": lambda: lira(lambda: ensemble.laid_out("logodds"), n, shared=True),
+        "rmia": lambda: rmia(with_population, n, n_population),
+    }
+    curves: dict[str, np.ndarray] = {}
+    for name, scores in attacks.items():
+        try:
+            attack = exposure(scores, len(ensemble.runs), n)
+        except ValueError as error:
+            ensemble.found.missing[name] = f"{ensemble.places.command('train_fz_models.py')}; {error}, train more runs"
+            continue
+        overall = {"area_under_curve": vars(attack.area)}
+        overall |= {f"true_positives_at_{rate:g}": vars(estimate) for rate, estimate in attack.true_at.items()}
+        ensemble.add(name, attack.advantage, attack.standard_error, attack.of_halves, overall=overall)
+        ensemble.add(f"{name}_found", attack.found, attack.found_error, attack.found_halves)
+        rates = np.append(0.0, np.geomspace(1e-6, 1, _CURVE_POINTS))
+        at = np.searchsorted(attack.false_positives, rates, side="right") - 1
+        curves |= {f"{name}_false_positives": attack.false_positives[at]}
+        curves |= {f"{name}_true_positives": attack.true_positives[at]}
+    ensemble.found.beside[CURVES] = arrays_bytes(**curves)
+
+
+def _add_influence(ensemble: _Ensemble, value: str, matrix: bool) -> None:
+    masks = np.stack([mask for mask, _ in ensemble.laid_out("correctness")])
+    values = np.stack([getattr(arrays, value)["test"] for arrays in ensemble.arrays()])
+    test = next(ensemble.arrays()).index["test"]
+    pairs, total = top_pairs(masks, values), values.sum(axis=1, dtype=np.float64)
+    groups = InAndOut(len(masks), len(ensemble.examples))
+    for number, mask in enumerate(masks):
+        groups.add(number, mask, np.full(len(mask), total[number]))
+    score = groups.difference
+    ensemble.add("influence_total", score[0], groups.standard_error, score[1:], value=value)
+    ensemble.add("influence_largest", pairs.influence[:, 0], None, chance=pairs.chance, value=value)
+    ensemble.found.beside[PAIRS] = arrays_bytes(
+        example=ensemble.examples, test=test[pairs.test], influence=pairs.influence.astype(np.float32),
+        standard_error=pairs.standard_error.astype(np.float32), chance=np.array(pairs.chance),
+    )  # fmt: skip
+    if matrix:
+        whole = np.concatenate([part.astype(np.float32) for _, part in influences(masks, values)])
+        ensemble.found.beside[MATRIX] = array_bytes(whole)
+
+
+def _find_averages(ensemble: _Ensemble) -> None:
+    """Look up which scores models of the ensemble have, to be averaged."""
+    places, found = ensemble.places, ensemble.found
+    there: dict[tuple[str, str], int] = {}
+    for run in ensemble.runs:
+        name = fz_model_name(places.dataset, places.arch, places.ratio, run)
+        digests = []
+        for path in sorted((places.fz_scores / name).glob(f"*_{name}*.json")):
+            said = read_sidecar(path)
+            settings = said["settings"]
+            if settings.get("score", LABELS) == LABELS or not path.with_suffix(".npy").exists():
+                continue
+            step = "exact" if settings.get("exact") else str(settings["h"]) if "h" in settings else ""
+            there.setdefault((settings["score"], step), run)
+            digests.append(said["sha256"])
+        if digests:
+            found.files[f"scores of {name}"] = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    called = {columns.of_score(*one)[0] for one in there}
+    for name, meaning in columns.MEANINGS.items():
+        if meaning.kind == columns.AVERAGED and name not in called:
+            score = CURVATURE if name == TRACE else name
+            found.missing[name] = places.command(_SCORER, f"--ratio {places.ratio} --scores {score}")
+    for (score, step), run in sorted(there.items()):
+        found.work.append(partial(_add_average, ensemble, score, step, run))
+
+
+def _add_average(ensemble: _Ensemble, score: str, step: str, run: int) -> None:
+    places = ensemble.places
+    scored = ScoredEnsemble.find(
+        places.fz_models, places.fz_scores, places.dataset, places.arch, places.ratio, h=step, score=score
+    )
+    average = RunningMean(halves(len(scored.runs)), len(scored.examples))
+    for number, one in enumerate(scored.read()):
+        average.add(number, one[0], one[2])
+    path = score_path(places.fz_scores, score, fz_model_name(places.dataset, places.arch, places.ratio, run), step)
+    content = read_sidecar(path)["settings"]["data"].get("content_sha256")
+    name, meaning = columns.of_score(score, step)
+    ensemble.found.columns.append(
+        Column(
+            name, meaning, scored.examples, average.mean[0], average.standard_error[0], content, places.arch,
+            scored.runs, reliability(average.mean[1:]), str(path),
+        )
+    )  # fmt: skip
+
+
+def _find_trajectories(ensemble: _Ensemble) -> None:
+    """Look up which runs recorded what they saw of their examples."""
+    places, found = ensemble.places, ensemble.found
+    paths = {run: run_dir(ensemble.root, places.ratio, run) / trajectories.NAME for run in ensemble.runs}
+    there = {run: kept(path) for run, path in paths.items() if path.exists()}
+    check_alike(there.values(), RUNS, f"; run {_TRAIN} with the same --record flags for all")
+    for run, one in there.items():
+        if one is None:
+            raise InputError(f"{paths[run]}: its sidecar is missing; run {_TRAIN} with --record again")
+        check_format(one.path, one.sidecar, trajectories.FORMAT, _TRAIN)
+        found.files[f"trajectory of {places.dataset}_{places.arch}_{places.ratio}_{run}"] = str(one.sidecar["sha256"])
+    names = {
+        "--record": ["forgetting_events", "first_learned_epoch", "csl", "lt_iqr"],
+        "--record_input_gradients": ["csg", "csg_stopped"],
+        "--record_vog": ["vog"],
+    }
+    first = next(iter(there.values()), None)
+    said = first.settings["record"] | {"record": True} if first else {}
+    for flag, missing in names.items():
+        if not said.get(flag.removeprefix("--record_").removeprefix("--")):
+            line = places.command(_TRAIN, f"{flag}, with the flags that the runs were trained with")
+            found.missing.update(dict.fromkeys(missing, line))
+    if there:
+        found.work.append(partial(_add_trajectories, ensemble, list(there)))
+
+
+def _add_trajectories(ensemble: _Ensemble, runs: Sequence[int]) -> None:
+    n, means = len(ensemble.examples), dict[str, RunningMean]()
+    for number, run in enumerate(runs):
+        one = trajectories.read_trajectory(run_dir(ensemble.root, ensemble.places.ratio, run))
+        found = {
+            "forgetting_events": trajectory.forgetting_events(one["correct"]),
+            "first_learned_epoch": trajectory.first_learned_epoch(one["correct"]),
+            "csl": trajectory.cumulative(one["loss"]),
+            "lt_iqr": trajectory.loss_range(one["loss"]),
+        }
+        if "input_gradient_norm" in one:
+            norms = one["input_gradient_norm"]
+            found |= {"csg": trajectory.cumulative(norms)}
+            found |= {"csg_stopped": trajectory.cumulative(norms, one["weight_norm"])}
+        if "vog" in one:
+            found |= {"vog": one["vog"]}
+        rows, mask = np.searchsorted(ensemble.examples, one["index_train"]), np.zeros(n, dtype=bool)
+        mask[rows] = True
+        for name, values in found.items():
+            whole = np.zeros(n)
+            whole[rows] = values
+            means.setdefault(name, RunningMean(halves(len(runs)), n)).add(number, mask, whole)
+    for name, mean in means.items():
+        ensemble.add(name, mean.mean[0], mean.standard_error[0], mean.mean[1:], runs=list(runs))

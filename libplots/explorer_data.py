@@ -1,0 +1,247 @@
+"""What the page of `explore.py` shows: the score table, the examples chosen from it, and pictures of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from libstore.errors import InputError, there_is
+from libstore.store import file_sha256
+
+_PAIRS = ("train_example", "test_example", "influence")
+_TILES = (32, 32)
+"""Thumbnails across and down one sheet."""
+_BLOCK = 16
+_VALUES = 64
+"""Values of a row of numbers that are shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores of the examples of one data set and network.
+
+    Attributes:
+        path: The Parquet file.
+        frame: `example` (position in the training split), `label`, the scores as float64, their `<name>_se`.
+        columns: By score, what its `definition`, `direction`, `unit`, `kind` and `reliability` are, as far as known.
+        missing: By score that is not in the table, the command that makes it.
+        pairs: `train_example`, `test_example` and `influence`, or None.
+        sha256: Digests of the files, by name.
+        data_sha256: Digest of the data that the scores are of.
+    """
+
+    path: Path
+    frame: pd.DataFrame
+    columns: dict[str, dict[str, Any]]
+    missing: dict[str, str]
+    pairs: pd.DataFrame | None
+    sha256: dict[str, str]
+    data_sha256: object
+
+    @property
+    def scores(self) -> list[str]:
+        """Names of the columns that are scores, without their standard errors."""
+        names = [name for name in self.frame.columns if name not in ("example", "label")]
+        return [name for name in names if not (name.endswith("_se") and name.removesuffix("_se") in names)]
+
+    def check_column(self, flag: str, name: str) -> None:
+        """Refuse a column that is not there; the message lists the known ones."""
+        if name not in self.frame.columns:
+            missing = self.missing.get(name)
+            how = f"; to make it: {missing}" if missing else ""
+            raise InputError(f"{flag} {name}: {self.path} has no such column{how}; {there_is(self.frame.columns, 99)}")
+
+
+def read_table(score_dir: Path, dataset: str, arch: str, make: str) -> ScoreTable:
+    """Read the score table of a data set and network.
+
+    Args:
+        score_dir: Where it is.
+        dataset: Name of the data set on disk.
+        arch: Name of the network on disk.
+        make: The command that makes the table, for the message where it is not there.
+
+    Raises:
+        InputError: A file is missing or unreadable, of another data set or network, or lacks what it should hold.
+    """
+    path = score_dir / f"table_{dataset}_{arch}.parquet"
+    if not path.exists():
+        found = sorted(file.name for file in score_dir.glob("table_*.parquet"))
+        raise InputError(f"{path}: no score table; {there_is(found)}; to make it: {make}")
+    about = _read_json(path.with_suffix(".json"))
+    for key, wanted in (("dataset", dataset), ("arch", arch)):
+        if about.get(key) != wanted:
+            raise InputError(f"{path.with_suffix('.json')}: {key!r} is {about.get(key)!r}, expected {wanted!r}")
+    frame = _read_parquet(path, ("example", "label"))
+    for name in frame.columns:
+        if frame[name].dtype.kind not in "iufb":
+            raise InputError(f"{path}: column {name!r} holds {frame[name].dtype}, expected numbers")
+    for name in ("example", "label"):
+        if frame[name].dtype.kind not in "iu":
+            raise InputError(f"{path}: column {name!r} holds {frame[name].dtype}, expected whole numbers")
+    repeated = frame["example"][frame["example"].duplicated()]
+    if len(repeated):
+        raise InputError(f"{path}: example {repeated.iloc[0]} is there twice")
+    if frame.empty:
+        raise InputError(f"{path}: holds no examples")
+    frame = frame.sort_values("example", ignore_index=True).astype(
+        {name: float for name in frame.columns if name not in ("example", "label")}
+    )
+    sha256, pairs = {file.name: file_sha256(file) for file in (path, path.with_suffix(".json"))}, None
+    if about.get("influence_pairs"):
+        file = path.parent / str(about["influence_pairs"])
+        pairs = _read_parquet(file, _PAIRS)
+        sha256[file.name] = file_sha256(file)
+    columns, missing = about.get("columns") or {}, about.get("missing") or {}
+    return ScoreTable(path, frame, dict(columns), dict(missing), pairs, sha256, about.get("data_sha256"))
+
+
+def choose_examples(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose examples of a table too large for a page: the extremes of every score, and a sample of the others.
+
+    Args:
+        scores: Scores, NaN where there is none, shape (N, number of scores).
+        limit: Largest number of examples.
+
+    Returns:
+        Rows, ascending, shape (at most limit,), and how many examples of the table each stands for: 1 for the extremes
+        (those with the highest and lowest values, a quarter of the limit in all), which sums to N.
+    """
+    total = len(scores)
+    if total <= limit:
+        return np.arange(total), np.ones(total)
+    each = limit // (8 * max(1, scores.shape[1]))
+    kept = np.zeros(total, bool)
+    for column in scores.T:
+        there = np.flatnonzero(~np.isnan(column))
+        order = there[np.argsort(column[there], kind="stable")]
+        kept[order[:each]] = kept[order[len(order) - min(each, len(order)) :]] = True
+    rest = np.flatnonzero(~kept)
+    sample = np.random.default_rng(0).choice(rest, limit - int(kept.sum()), replace=False)
+    weights = np.where(kept, 1.0, len(rest) / len(sample))
+    kept[sample] = True
+    return np.flatnonzero(kept), weights[kept]
+
+
+def strongest_pairs(pairs: pd.DataFrame | None, examples: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Return, for each of some training examples, the pairs with the largest absolute influence, in falling order.
+
+    Args:
+        pairs: `train_example`, `test_example` and `influence`, or None.
+        examples: Training examples, ascending, shape (N,).
+        count: Pairs an example, at most.
+
+    Returns:
+        `row` (place of the training example among `examples`, ascending), `test_example` and `influence`, of one shape.
+    """
+    pairs = pd.DataFrame({name: [] for name in _PAIRS}) if pairs is None else pairs
+    pairs = pairs[pairs["train_example"].isin(examples)]
+    pairs = pairs.assign(row=np.searchsorted(examples, pairs["train_example"]), size=-pairs["influence"].abs())
+    pairs = pairs.sort_values(["row", "size", "test_example"]).groupby("row").head(count)
+    types = {"row": np.int32, "test_example": np.int32, "influence": np.float32}
+    return {name: pairs[name].to_numpy(kind) for name, kind in types.items()}
+
+
+def pictures(inputs: np.ndarray) -> dict[str, Any]:
+    """Return what shows examples: sheets of thumbnails of images, else a line of text each.
+
+    Images of one channel are kept exactly (PNG), colours are compressed (WebP). Floating point outside 0...1 is
+    stretched from its lowest to its highest value. Of more than three channels or of two, the first is shown.
+
+    Args:
+        inputs: Examples, shape (N, ...): images (N, C, H, W), rows (N, d), token ids (integers).
+
+    Returns:
+        For images `sheets` (data URIs), `columns` and `tiles` (thumbnails across and on a sheet), `width`, `height`
+        and `pitch_x`, `pitch_y` (pixels from one to the next); else `texts`.
+    """
+    if inputs.dtype.kind in "iu" or inputs.ndim != 4:
+        return {"texts": [_line(one.reshape(-1)) for one in inputs]}
+    if inputs.shape[1] != 3:
+        inputs = inputs[:, :1]
+    low, high = float(inputs.min()), float(inputs.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    pixels = np.round((inputs - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
+    pixels = pixels.transpose(0, 2, 3, 1)
+    height, width = pixels.shape[1:3]
+    colour = pixels.shape[3] == 3
+    if colour:  # blocks that lossy compression never mixes
+        pad_y, pad_x = -height % _BLOCK, -width % _BLOCK
+        pixels = np.pad(pixels, ((0, 0), (0, pad_y), (0, pad_x), (0, 0)), mode="edge")
+    tiles = _TILES[0] * _TILES[1]
+    sheets = [_sheet(pixels[start : start + tiles], colour) for start in range(0, len(pixels), tiles)]
+    return {
+        "sheets": sheets, "columns": _TILES[0], "tiles": tiles, "width": width, "height": height,
+        "pitch_x": pixels.shape[2], "pitch_y": pixels.shape[1],
+    }  # fmt: skip
+
+
+def read_texts(path: Path, size: int) -> np.ndarray:
+    """Read a text for each example of the training split, a line each.
+
+    Raises:
+        InputError: The file cannot be read, or has another number of lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--texts {path}: cannot read: {error}") from error
+    if len(lines) != size:
+        raise InputError(f"--texts {path}: has {len(lines)} lines, the training split {size} examples")
+    return np.array(lines)
+
+
+def _sheet(pixels: np.ndarray, colour: bool) -> str:
+    """Lay thumbnails (n, h, w, C) side by side, and return them as a data URI."""
+    across = _TILES[0]
+    down = -(-len(pixels) // across)
+    n, height, width, channels = pixels.shape
+    full = np.zeros((down * across, height, width, channels), np.uint8)
+    full[:n] = pixels
+    grid = full.reshape(down, across, height, width, channels).transpose(0, 2, 1, 3, 4)
+    sheet = grid.reshape(down * height, across * width, channels)
+    file = io.BytesIO()
+    if colour:
+        Image.fromarray(sheet).save(file, "WEBP", quality=80)
+    else:
+        Image.fromarray(sheet[..., 0]).save(file, "PNG")
+    kind = "webp" if colour else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _line(values: np.ndarray) -> str:
+    words = [f"{value:.4g}" if values.dtype.kind == "f" else str(value) for value in values[:_VALUES]]
+    return " ".join(words) + (f" … ({len(values)} values)" if len(values) > _VALUES else "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read what the score table's columns are: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_parquet(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are kinds of both
+        raise InputError(f"{path}: cannot read as Parquet: {str(error).splitlines()[0]}") from error
+    for name in needed:
+        if name not in frame.columns:
+            raise InputError(f"{path}: lacks the column {name!r}; {there_is(frame.columns)}")
+    return frame

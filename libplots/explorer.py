@@ -36,18 +36,7 @@ from libstore.store import input_digests
 
 FORMAT = 1
 _FILES = Path(__file__).parent / "explorer_page"
-_CLASSES = [
-    "#332288",
-    "#CC6677",
-    "#117733",
-    "#DDAA33",
-    "#88CCEE",
-    "#882255",
-    "#44AA99",
-    "#999933",
-    "#AA4499",
-    "#333333",
-]
+_CLASSES = "#332288 #CC6677 #117733 #DDAA33 #88CCEE #882255 #44AA99 #999933 #AA4499 #333333"
 """Colours that are told apart whatever one's sight (Paul Tol's "muted", its yellow darkened, its grey replaced)."""
 _NOTHING = "#C8C8C8"
 
@@ -116,7 +105,7 @@ def page(
         "missing": table.missing,
         "total": len(table.frame),
         "view": view,
-        "classColours": _CLASSES,
+        "classColours": _CLASSES.split(),
         "colours": Cividis256,
         "pictures": shown,
     }
@@ -139,9 +128,10 @@ def _plot(number: int, points: ColumnDataSource, cursor: ColumnDataSource, mappe
     """Return one of the two scatter plots, empty."""
     size = 3 if count > 20_000 else 5 if count > 2_000 else 8
     plot = figure(
-        name=f"plot{number}", x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1), sizing_mode="stretch_both", tools="",
+        name=f"plot{number}", x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1), tools="",
         output_backend="webgl", toolbar_location="above", background_fill_color="#FFFFFF", border_fill_color=None,
         outline_line_color="#B8BEC6", min_border=8, lod_threshold=None,
+        sizing_mode="stretch_both",
     )  # fmt: skip
     dots = plot.scatter(
         f"x{number}", f"y{number}", source=points, size=size, line_color=None, fill_alpha=0.65,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import libcli as cli
 from libcli.choices import add_choices, read_data, read_network
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import numpy as np
 
 from libdata.datasets import check_same_content, dataset_name, load_dataset
 from libplots.explorer import FORMAT, default_view, made_with, page
-from libplots.explorer_data import choose_examples, pictures, read_table, read_texts, strongest_pairs
+from libplots.explorer_data import choose_examples, pictures, read_scores, read_texts, strongest_pairs
 from libstore.config import load_config
 from libstore.errors import InputError
+from libstore.score_table import MAKER, check_columns, table_path
 from libstore.store import Output, exclusive, file_sha256, provenance
 
 VIEW = {"x1": "x", "y1": "y", "x2": "x2", "y2": "y2", "colour": "colour"}
@@ -47,20 +49,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config, choice = load_config(args.config), read_data(args)
     dataset, arch = dataset_name(args.dataset, args.dataset_name), read_network(args).name
-    make = f"python score_table.py --dataset {args.dataset} --arch {args.arch} --config {args.config}"
-    table = read_table(config.fz_score_dir(dataset), dataset, arch, make)
+    flags = ("--dataset", args.dataset, "--arch", args.arch, "--config", args.config)
+    table = read_scores(table_path(config.score_dir, dataset, arch), shlex.join(("python", MAKER, *flags)))
     view = default_view(table.scores)
     for key, flag in VIEW.items():
-        if getattr(args, flag) is not None:
-            table.check_column(f"--{flag}", getattr(args, flag))
-            view[key] = getattr(args, flag)
+        asked = getattr(args, flag)
+        if asked is not None:
+            check_columns(table.about, {asked} - set(table.frame.columns), table.path)
+            view[key] = asked
     if args.y is not None and args.y2 is None:
         view["y2"] = args.y
 
     rows, weights = choose_examples(table.frame[table.scores].to_numpy(), args.points)
     examples = table.frame["example"].to_numpy()[rows]
     data = load_dataset(args.dataset, "train", config.data_dir, index=examples, **choice.arguments())
-    check_same_content(data, {"content_sha256": table.data_sha256}, table.path)
+    check_same_content(data, {"content_sha256": table.about["data_sha256"]}, table.path)
     other = np.flatnonzero(data.labels.numpy() != table.frame["label"].to_numpy()[rows])
     if other.size:
         raise InputError(f"{table.path}: the label of example {examples[other[0]]} is not the data's")

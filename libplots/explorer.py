@@ -55,9 +55,9 @@ def default_view(columns: Sequence[str]) -> dict[str, str]:
                     return name
         return next((name for name in columns if name not in but), columns[0])
 
-    y = first("memorization", "mem")
-    x = first("curvature", "curv", "trace", but=(y,))
-    x2 = first("realised", "epsilon", "private", "loss", "csl", "margin", but=(x, y))
+    y = first("memorization_prob", "memorization")
+    x = first("curvature", "hessian_trace", "trace", but=(y,))
+    x2 = first("instance_epsilon_realised", "instance_epsilon", "loss", "margin", but=(x, y))
     return {"x1": x, "y1": y, "x2": x2, "y2": y, "colour": "label"}
 
 
@@ -102,7 +102,7 @@ def page(
     document.add_root(pairs)
     settings = about | {
         "columns": [_about_column(table, name) for name in table.scores],
-        "missing": table.missing,
+        "missing": table.about["missing"],
         "total": len(table.frame),
         "view": view,
         "classColours": _CLASSES.split(),
@@ -161,9 +161,9 @@ def _plot(number: int, points: ColumnDataSource, cursor: ColumnDataSource, mappe
 
 
 def _about_column(table: ScoreTable, name: str) -> dict[str, Any]:
-    about = table.columns.get(name, {})
-    kept = {key: about.get(key) for key in ("definition", "direction", "unit", "kind", "reliability")}
-    return {"name": name, "se": f"{name}_se" if f"{name}_se" in table.frame else None, **kept}
+    about = table.about["columns"][name]
+    kept = {key: about.get(key) for key in ("definition", "paper", "direction", "unit", "kind", "reliability")}
+    return {"name": name, "se": about.get("standard_error"), **kept}
 
 
 def _script_json(value: Any) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from libstore.errors import InputError, there_is
+from libstore.score_table import read_table
 from libstore.store import file_sha256
 
 _PAIRS = ("train_example", "test_example", "influence")
@@ -31,78 +30,45 @@ class ScoreTable:
 
     Attributes:
         path: The Parquet file.
-        frame: `example` (position in the training split), `label`, the scores as float64, their `<name>_se`.
-        columns: By score, what its `definition`, `direction`, `unit`, `kind` and `reliability` are, as far as known.
-        missing: By score that is not in the table, the command that makes it.
+        frame: `example` (position in the training split, ascending), `label`, the scores, their standard errors.
+        about: Its description: `columns`, `missing` and the rest (docs/score_table.md).
         pairs: `train_example`, `test_example` and `influence`, or None.
         sha256: Digests of the files, by name.
-        data_sha256: Digest of the data that the scores are of.
     """
 
     path: Path
     frame: pd.DataFrame
-    columns: dict[str, dict[str, Any]]
-    missing: dict[str, str]
+    about: dict[str, Any]
     pairs: pd.DataFrame | None
     sha256: dict[str, str]
-    data_sha256: object
 
     @property
     def scores(self) -> list[str]:
         """Names of the columns that are scores, without their standard errors."""
-        names = [name for name in self.frame.columns if name not in ("example", "label")]
-        return [name for name in names if not (name.endswith("_se") and name.removesuffix("_se") in names)]
-
-    def check_column(self, flag: str, name: str) -> None:
-        """Refuse a column that is not there; the message lists the known ones."""
-        if name not in self.frame.columns:
-            missing = self.missing.get(name)
-            how = f"; to make it: {missing}" if missing else ""
-            raise InputError(f"{flag} {name}: {self.path} has no such column{how}; {there_is(self.frame.columns, 99)}")
+        return list(self.about["columns"])
 
 
-def read_table(score_dir: Path, dataset: str, arch: str, make: str) -> ScoreTable:
-    """Read the score table of a data set and network.
+def read_scores(path: Path, make: str) -> ScoreTable:
+    """Read a score table and, where its description names them, the influence pairs beside it.
 
     Args:
-        score_dir: Where it is.
-        dataset: Name of the data set on disk.
-        arch: Name of the network on disk.
-        make: The command that makes the table, for the message where it is not there.
+        path: The table.
+        make: The command that makes it, for the message where it is not there.
 
     Raises:
-        InputError: A file is missing or unreadable, of another data set or network, or lacks what it should hold.
+        InputError: A file is missing, damaged or lacks what it should hold.
     """
-    path = score_dir / f"table_{dataset}_{arch}.parquet"
     if not path.exists():
-        found = sorted(file.name for file in score_dir.glob("table_*.parquet"))
+        found = sorted(file.name for file in path.parent.glob("table_*.parquet"))
         raise InputError(f"{path}: no score table; {there_is(found)}; to make it: {make}")
-    about = _read_json(path.with_suffix(".json"))
-    for key, wanted in (("dataset", dataset), ("arch", arch)):
-        if about.get(key) != wanted:
-            raise InputError(f"{path.with_suffix('.json')}: {key!r} is {about.get(key)!r}, expected {wanted!r}")
-    frame = _read_parquet(path, ("example", "label"))
-    for name in frame.columns:
-        if frame[name].dtype.kind not in "iufb":
-            raise InputError(f"{path}: column {name!r} holds {frame[name].dtype}, expected numbers")
-    for name in ("example", "label"):
-        if frame[name].dtype.kind not in "iu":
-            raise InputError(f"{path}: column {name!r} holds {frame[name].dtype}, expected whole numbers")
-    repeated = frame["example"][frame["example"].duplicated()]
-    if len(repeated):
-        raise InputError(f"{path}: example {repeated.iloc[0]} is there twice")
-    if frame.empty:
-        raise InputError(f"{path}: holds no examples")
-    frame = frame.sort_values("example", ignore_index=True).astype(
-        {name: float for name in frame.columns if name not in ("example", "label")}
-    )
+    frame, about = read_table(path)
+    frame = frame[[name for name in frame.columns if name in ("example", "label") or frame[name].dtype.kind == "f"]]
     sha256, pairs = {file.name: file_sha256(file) for file in (path, path.with_suffix(".json"))}, None
     if about.get("influence_pairs"):
         file = path.parent / str(about["influence_pairs"])
-        pairs = _read_parquet(file, _PAIRS)
+        pairs = _read_pairs(file)
         sha256[file.name] = file_sha256(file)
-    columns, missing = about.get("columns") or {}, about.get("missing") or {}
-    return ScoreTable(path, frame, dict(columns), dict(missing), pairs, sha256, about.get("data_sha256"))
+    return ScoreTable(path, frame, about, pairs, sha256)
 
 
 def choose_examples(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,24 +190,12 @@ def _line(values: np.ndarray) -> str:
     return " ".join(words) + (f" … ({len(values)} values)" if len(values) > _VALUES else "")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read what the score table's columns are: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _read_parquet(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+def _read_pairs(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are kinds of both
-        raise InputError(f"{path}: cannot read as Parquet: {str(error).splitlines()[0]}") from error
-    for name in needed:
+        raise InputError(f"{path}: cannot read the influence pairs: {str(error).splitlines()[0]}") from error
+    for name in _PAIRS:
         if name not in frame.columns:
             raise InputError(f"{path}: lacks the column {name!r}; {there_is(frame.columns)}")
     return frame

@@ -306,13 +306,13 @@ class Output:
         news = [f"{count} {kind}{'' if count == 1 else 's'} {what}" for what, count in counts.items() if count]
         return ", ".join(news) if before and news else "its inputs or their format have changed"
 
-    def save(self, content: bytes, made_by: Mapping[str, Any], **links: str) -> None:
+    def save(self, content: bytes, made_by: Mapping[str, Any], **links: Any) -> None:
         """Write the sidecar, then the file, atomically each.
 
         Args:
             content: The file.
             made_by: Its provenance.
-            links: Digests of files that it belongs to, kept in the sidecar under these names.
+            links: Digests of files that it belongs to and what else the sidecar says, under these names.
         """
         sidecar = {
             **links,

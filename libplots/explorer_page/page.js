@@ -15,11 +15,11 @@ const explorer = (() => {
     return made
   }
 
-  function short(value) {
+  function short(value, digits = 4) {
     if (!Number.isFinite(value)) return "–"
     const size = Math.abs(value)
     if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e").replace("-", "−")
-    return Number(value.toPrecision(4)).toString().replace("-", "−")
+    return Number(value.toPrecision(digits)).toString().replace("-", "−")
   }
 
   const exact = value => value.toLocaleString("en")
@@ -110,8 +110,8 @@ const explorer = (() => {
     drawn.ticker.min_interval = scale === "log" && high - low > 1.5 ? 1 : 0
     const notes = [scale === "rank" ? "% of examples below" : column.unit, scale === "log" ? "logarithmic" : null]
     const told = notes.filter(Boolean).join(", ")
-    drawn.axis_label = [told ? `${name}  (${told})` : name, column.direction ? `→ ${column.direction}` : null]
-      .filter(Boolean).join("   ")
+    const meaning = /^higher means (.*)/.exec(column.direction ?? "")
+    drawn.axis_label = (told ? `${name}  (${told})` : name) + (meaning ? `   → ${meaning[1]}` : "")
   }
 
   function colours() {
@@ -164,6 +164,8 @@ const explorer = (() => {
     return canvas
   }
 
+  const breakable = name => name.split("_").flatMap((part, i) => i ? ["_", element("wbr"), part] : [part])
+
   const nameOf = row => `example ${data.example[row]}, class ${data.label[row]}`
 
   function show(row) {
@@ -174,11 +176,11 @@ const explorer = (() => {
     at("example-title").textContent = `Example ${data.example[row]} · class ${data.label[row]}`
     at("example-picture").replaceChildren(picture("train", row, nameOf(row)))
     const lines = settings.columns.map(({name, se, unit}) => {
-      const error = se && Number.isFinite(data[se][row]) ? ` ± ${short(data[se][row])}` : ""
+      const error = se && Number.isFinite(data[se][row]) ? ` ± ${short(data[se][row], 2)}` : ""
       const percent = ranks(name)[row], bar = element("div"), rank = element("td", {className: "rank"})
       bar.style.width = `${percent || 0}%`
       if (!Number.isNaN(percent)) rank.append(element("div", {title: `above ${short(percent)} % of examples`}, bar))
-      return element("tr", {}, element("th", {scope: "row", textContent: name, title: unit ?? ""}),
+      return element("tr", {}, element("th", {scope: "row", title: unit ?? ""}, ...breakable(name)),
         element("td", {textContent: short(data[name][row]) + error}), rank)
     })
     at("example-scores").replaceChildren(
@@ -239,7 +241,7 @@ const explorer = (() => {
     state.selected = selected.length
     const of = `of ${exact(data.label.length)} examples`
     at("table-title").textContent = selected.length ? `${exact(selected.length)} ${of} selected` :
-      `No selection: ${exact(state.rows.length)} ${of} listed`
+      `Nothing selected; ${exact(state.rows.length)} ${of} listed`
     at("csv").disabled = !selected.length
     fill(0)
   }
@@ -348,8 +350,8 @@ const explorer = (() => {
   }
 
   function definitions() {
-    const heads = ["column", "definition", "direction", "unit", "from", "reliability", "standard error"]
-    const line = column => [column.name, column.definition, column.direction, column.unit, column.kind,
+    const heads = ["column", "definition", "paper", "direction", "unit", "from", "reliability", "standard error"]
+    const line = column => [column.name, column.definition, column.paper, column.direction, column.unit, column.kind,
       column.reliability == null ? "" : short(column.reliability), column.se]
     const missing = Object.entries(settings.missing)
     const cells = (tag, values) => element("tr", {}, ...values.map(value => element(tag, {textContent: value ?? ""})))

@@ -1,0 +1,79 @@
+"""Every score of every example of a data set in one table.
+
+    python score_table.py --dataset mnist --arch smallcnn
+
+It gathers what is on disk: what the runs of an ensemble say (memorization, held-out consistency), the mean over
+networks of every score of calc_curv_fz_models.py, what private models say at each epsilon, and per-instance costs.
+Scores that are not there are named with the command that makes them. docs/score_table.md says what the columns are and
+how to read them.
+
+Inputs: <fz_model_dir>, <private_model_dir>, their scores, <sensitivity_dir>/compo_res, and the data set's labels.
+Outputs: <score_dir>/table_<dataset>_<arch>.parquet, .csv and .json, which describes every column, and
+table_<dataset>_<arch>_croissant.json, the same for other programs. Takes seconds for 60 networks and 2,000 digits.
+"""
+
+from __future__ import annotations
+
+import libcli as cli
+from libcli.choices import add_choices, read_data, read_network
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from libdata.datasets import dataset_name, load_dataset
+from libstore.config import load_config
+from libstore.errors import InputError
+from libstore.gathered_scores import Places, ensemble_scores, instance_scores, private_scores
+from libstore.score_table import Gathered, TableFiles, check_content, join
+
+
+def parse(argv: Sequence[str] | None) -> cli.Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    add_choices(parser)
+    parser.add_argument("--ratio", default="0.7", help="the ensemble's folder: share that each run trained on")
+    parser.add_argument("--suffix", default="*", help="pattern of the ends of the private models' names")
+    parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the private models' curvature")
+    text = "totals file of renyi_per_instance_sum_compo.py (default: that of sensitivity/run_compo.sh)"
+    parser.add_argument("--per_instance", type=Path, metavar="FILE", help=text)
+    cli.add_overwrite(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Gather, join, save."""
+    args = parse(argv)
+    choice, network, config = read_data(args), read_network(args), load_config(args.config)
+    dataset = dataset_name(choice.dataset, choice.dataset_name)
+    flags = ["--config", args.config, "--dataset", choice.dataset, "--arch", args.arch]
+    places = Places(
+        config.fz_models(dataset), config.fz_score_dir(dataset), config.private_models(dataset),
+        config.private_score_dir(dataset), config.sensitivity_dir, dataset, network.name, args.ratio, shlex.join(flags),
+    )  # fmt: skip
+    data = load_dataset(choice.dataset, "train", config.data_dir, **choice.arguments())
+    found = Gathered()
+    for part in (
+        ensemble_scores(places),
+        private_scores(places, args.suffix, args.h),
+        instance_scores(places, args.per_instance),
+    ):
+        check_content(part.columns, data.content_sha256, f"{data.name} as it is now")
+        found.add(part)
+    if not found.columns:
+        raise InputError(f"no score of {dataset} and {network.name} is there; {next(iter(found.missing.values()))}")
+    settings = {"dataset": dataset, "arch": network.name, "ratio": args.ratio, "suffix": args.suffix, "h": args.h}
+    settings |= {"content_sha256": data.content_sha256, "files": found.files}
+    files = TableFiles(config.score_dir, dataset, network.name, settings)
+    for name, command in found.missing.items():
+        print(f"missing: {name}; to make it: {command}")
+    if files.finished(overwrite=args.overwrite):
+        print(f"{files.output.path}: already made of these scores")
+        return
+    table = join(found.columns, data.labels.numpy())
+    files.save(table, found, data.content_sha256)
+    print(f"{files.output.path}: {len(table)} examples, {len(found.columns)} scores")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -78,10 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not output.finished(overwrite=args.overwrite):
             influence = strongest_pairs(table.pairs, examples, args.pairs)
             wanted, influence["picture"] = np.unique(influence["test_example"], return_inverse=True)
-            test = load_dataset(args.dataset, "test", config.data_dir, index=wanted, **choice.arguments())
-            influence["test_label"] = test.labels.numpy()[influence["picture"]]
-            shown = {"train": {"texts": texts} if texts else pictures(data.images.numpy())}
-            shown["test"] = pictures(test.images.numpy())
+            influence["test_label"] = influence["picture"]
+            shown = {"train": {"texts": texts} if texts else pictures(data.images.numpy()), "test": {}}
+            if wanted.size:
+                test = load_dataset(args.dataset, "test", config.data_dir, index=wanted, **choice.arguments())
+                influence["test_label"] = test.labels.numpy()[influence["picture"]]
+                shown["test"] = pictures(test.images.numpy())
             about = {"title": f"{dataset}, {arch}: examples by their scores", "name": f"{dataset}_{arch}"}
             content = page(table, rows, weights, view, shown, influence, about | {"num_classes": data.num_classes})
             output.save(content, provenance())

@@ -45,7 +45,7 @@ class ScoreTable:
     @property
     def scores(self) -> list[str]:
         """Names of the columns that are scores, without their standard errors."""
-        return list(self.about["columns"])
+        return [name for name in self.frame.columns if name in self.about["columns"]]
 
 
 def read_scores(path: Path, make: str) -> ScoreTable:

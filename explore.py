@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             about = {"title": f"{dataset}, {arch}: examples by their scores", "name": f"{dataset}_{arch}"}
             content = page(table, rows, weights, view, shown, influence, about | {"num_classes": data.num_classes})
             output.save(content, provenance())
-    print(output.path)
+    print(f"{output.path}: {len(rows)} of {len(table.frame)} examples")
 
 
 if __name__ == "__main__":

@@ -91,13 +91,12 @@ def page(
     whole = {name: frame[name].to_numpy(np.int32) for name in ("example", "label")}
     scores = ColumnDataSource({"weight": weights.astype(np.float32), **whole, **columns}, name="scores")
     points = ColumnDataSource({name: [] for name in ("x1", "y1", "x2", "y2", "colour")}, name="points")
-    cursor = ColumnDataSource({name: [] for name in ("x1", "y1", "x2", "y2")}, name="cursor")
     pairs = ColumnDataSource(influence, name="influence")
     mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color=_NOTHING, name="colours")
 
     document = Document()
     for number in (1, 2):
-        document.add_root(_plot(number, points, cursor, mapper, len(rows)))
+        document.add_root(_plot(number, points, mapper, len(rows)))
     document.add_root(scores)
     document.add_root(pairs)
     settings = about | {
@@ -124,7 +123,7 @@ def page(
     return content.encode()
 
 
-def _plot(number: int, points: ColumnDataSource, cursor: ColumnDataSource, mapper: Any, count: int) -> figure:
+def _plot(number: int, points: ColumnDataSource, mapper: Any, count: int) -> figure:
     """Return one of the two scatter plots, empty."""
     size = 3 if count > 20_000 else 5 if count > 2_000 else 8
     plot = figure(
@@ -138,11 +137,6 @@ def _plot(number: int, points: ColumnDataSource, cursor: ColumnDataSource, mappe
         fill_color={"field": "colour", "transform": mapper}, nonselection_fill_alpha=0.08,
         selection_fill_alpha=0.9, name=f"points{number}",
     )  # fmt: skip
-    for width, colour in ((5, "white"), (2.5, "#D81B60")):
-        plot.scatter(
-            f"x{number}", f"y{number}", source=cursor, size=size + 11, fill_color=None, line_color=colour,
-            line_width=width,
-        )  # fmt: skip
     box, wheel = BoxSelectTool(renderers=[dots]), WheelZoomTool()
     tools = (box, LassoSelectTool(renderers=[dots], continuous=False), PanTool(), wheel, ResetTool())
     plot.add_tools(*tools, HoverTool(renderers=[dots], tooltips=None, name=f"hover{number}"))

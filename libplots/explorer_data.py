@@ -20,6 +20,8 @@ _PAIRS = ("train_example", "test_example", "influence")
 _TILES = (32, 32)
 """Thumbnails across and down one sheet."""
 _BLOCK = 16
+_SIDE = 64
+"""Pixels of a thumbnail's longer side, at most."""
 _VALUES = 64
 """Values of a row of numbers that are shown."""
 
@@ -120,8 +122,9 @@ def strongest_pairs(pairs: pd.DataFrame | None, examples: np.ndarray, count: int
 def pictures(inputs: np.ndarray) -> dict[str, Any]:
     """Return what shows examples: sheets of thumbnails of images, else a line of text each.
 
-    Images of one channel are kept exactly (PNG), colours are compressed (WebP). Floating point outside 0...1 is
-    stretched from its lowest to its highest value. Of more than three channels or of two, the first is shown.
+    Images of one channel are kept exactly (PNG), colours are compressed (WebP); what is larger than 64 pixels is shrunk.
+    Floating point outside 0...1 is stretched from its lowest to its highest value. Of two channels, or of more than
+    three, the first is shown.
 
     Args:
         inputs: Examples, shape (N, ...): images (N, C, H, W), rows (N, d), token ids (integers).
@@ -138,7 +141,7 @@ def pictures(inputs: np.ndarray) -> dict[str, Any]:
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     pixels = np.round((inputs - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
-    pixels = pixels.transpose(0, 2, 3, 1)
+    pixels = _shrunk(pixels.transpose(0, 2, 3, 1))
     height, width = pixels.shape[1:3]
     colour = pixels.shape[3] == 3
     if colour:  # blocks that lossy compression never mixes
@@ -165,6 +168,18 @@ def read_texts(path: Path, size: int) -> np.ndarray:
     if len(lines) != size:
         raise InputError(f"--texts {path}: has {len(lines)} lines, the training split {size} examples")
     return np.array(lines)
+
+
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    """Make images (N, h, w, C) smaller where a side is above `_SIDE` pixels."""
+    height, width = pixels.shape[1:3]
+    part = _SIDE / max(height, width)
+    if part >= 1:
+        return pixels
+    size = max(1, round(width * part)), max(1, round(height * part))
+    grey = pixels.shape[3] == 1
+    images = [Image.fromarray(one[..., 0] if grey else one).resize(size, Image.Resampling.BOX) for one in pixels]
+    return np.stack([np.asarray(one) for one in images]).reshape(len(pixels), size[1], size[0], -1)
 
 
 def _sheet(pixels: np.ndarray, colour: bool) -> str:

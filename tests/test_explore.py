@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DATA, assert_refused, run_script
+from PIL import Image
 from released_files import write_config
 from scipy import stats
 from selenium import webdriver
@@ -27,7 +30,7 @@ from selenium.webdriver.support.ui import Select
 
 from libdata.datasets import load_dataset
 from libdata.own_data import read_own
-from libplots.explorer_data import choose_examples, strongest_pairs
+from libplots.explorer_data import choose_examples, pictures, strongest_pairs
 from libstore.score_columns import of_score
 from libstore.score_table import Column, Gathered, TableFiles, join
 
@@ -112,7 +115,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     made = make_study(tmp_path_factory.mktemp("digits"), frame, digits("train")[1], sha256, pairs)
     result = made.explore("--pairs", 4)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert result.stdout == f"{made.page}\n"
+    assert result.stdout == f"{made.page}: 400 of 400 examples\n"
     return made
 
 
@@ -280,8 +283,10 @@ def test_the_example_under_the_cursor_is_shown_with_its_scores_and_influence(pag
         assert float(value.replace("−", "-")) == pytest.approx(one[name], rel=1e-2)
         assert (rest == []) == (name != "memorization_prob")
     assert float(lines[0][3]) == pytest.approx(one["memorization_prob_se"], rel=0.05)
-    ring = page.js("const d = Bokeh.documents[0].get_model_by_name('cursor').data; return [d.x1[0], d.y1[0], d.x2[0]]")
-    assert ring == pytest.approx([table["log"][row], one["memorization_prob"], one["loss"]], rel=1e-5)
+    for plot, across in ((1, table["log"][row]), (2, one["loss"])):
+        box = page[f"ring{plot}"].rect
+        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert middle == pytest.approx(page.at(plot, across, one["memorization_prob"]), abs=1.5)
 
     page.drag(page.at(1, table["log"].min(), 1.03))  # an empty corner: back to what was searched for
     page.until(lambda: page["example-title"].text == pinned, pinned)
@@ -410,6 +415,14 @@ def test_pairs_of_no_example_on_the_page_are_left_out() -> None:
     }  # fmt: skip
     assert found["influence"] == pytest.approx([-0.3, 0.2])
     assert all(len(values) == 0 for values in strongest_pairs(None, np.array([2, 4]), 2).values())
+
+
+def test_large_pictures_become_thumbnails() -> None:
+    big = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1) * np.ones((1, 1, 50, 200), np.float32)
+    found = pictures(big)
+    sheet = Image.open(io.BytesIO(base64.b64decode(found["sheets"][0].partition(",")[2])))
+    assert (found["width"], found["height"], found["pitch_x"], sheet.size) == (64, 16, 64, (64 * 32, 16))
+    assert np.asarray(sheet)[8, 32:256:64].tolist() == [0, 85, 170, 255]  # stretched from lowest to highest
 
 
 def own_study(folder: Path, x: np.ndarray, *flags: str) -> Study:

@@ -7,7 +7,7 @@ const explorer = (() => {
   const known = new Map(settings.columns.map(column => [column.name, column]))
   const at = id => document.getElementById(id)
   const state = {sort: {by: "example", falling: false}, page: 0, pinned: null, rows: []}
-  let data, pairs, points, cursor, model
+  let data, pairs, points, model
 
   function element(tag, properties, ...children) {
     const made = Object.assign(document.createElement(tag), properties)
@@ -82,6 +82,8 @@ const explorer = (() => {
       const values = scaled(at(axis).value, at(`${axis}-scale`).value)
       columns[axis] = all ? values : values.map((value, i) => data.label[i] === Number(chosen) ? value : NaN)
     }
+    const plots = [model("plot1"), model("plot2")]
+    for (const plot of plots) plot.hold_render = true  // to be drawn once
     columns.colour = colours()
     points.data = columns
     for (const plot of [1, 2]) {
@@ -92,6 +94,7 @@ const explorer = (() => {
       at(`hidden${plot}`).textContent = hidden ? `Not drawn, without a value here: ${exact(hidden)}.` : ""
     }
     for (const axis of AXES) fit(axis, columns[axis])
+    for (const plot of plots) plot.hold_render = false
     ring()
     list()
   }
@@ -215,9 +218,16 @@ const explorer = (() => {
     return [first(wanted), first(wanted + 1)]
   }
 
+  // A mark above the plots, which need not be drawn again for it.
   function ring() {
     const row = state.showing
-    cursor.data = Object.fromEntries(AXES.map(axis => [axis, row == null ? [] : [points.data[axis][row]]]))
+    for (const plot of [1, 2]) {
+      const view = Bokeh.index.find_one(model(`plot${plot}`)), mark = at(`ring${plot}`), {frame} = view
+      const x = row == null ? NaN : points.data[`x${plot}`][row], y = row == null ? NaN : points.data[`y${plot}`][row]
+      const left = frame.x_scale.compute(x), top = frame.y_scale.compute(y)
+      mark.hidden = !frame.bbox.contains(left, top)
+      if (!mark.hidden) mark.style.translate = `${left + view.el.offsetLeft}px ${top + view.el.offsetTop}px`
+    }
   }
 
   function pin(row) {
@@ -372,7 +382,6 @@ const explorer = (() => {
     data = get("scores")
     pairs = get("influence")
     points = model("points")
-    cursor = model("cursor")
     at("title").textContent = settings.title
     const few = data.label.length < settings.total
     at("about").textContent = few ? `${exact(data.label.length)} of ${exact(settings.total)} examples: those with the ` +
@@ -392,7 +401,10 @@ const explorer = (() => {
         const row = nearest(points.inspected.indices, geometry, plot)
         show(row ?? state.pinned)
       })
-      model(`plot${plot}`).on_event("tap", () => { if (state.showing != null) pin(state.showing) })
+      const shown = model(`plot${plot}`)
+      shown.on_event("tap", () => { if (state.showing != null) pin(state.showing) })
+      shown.on_event("rangesupdate", ring)
+      for (const size of ["inner_width", "inner_height"]) shown.properties[size].change.connect(ring)
     }
     let next = 0
     const rankAll = () => {  // before they are asked for, one at a time

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=cli.number(int, at_least=100), default=60_000, help=text)
     text = "influence pairs kept for each example, where the table has any"
     parser.add_argument("--pairs", type=cli.non_negative_int, default=5, help=text)
-    text = "text file with a line for each training example, shown instead of token ids or numbers"
+    text = "text file with a line for each training example, shown instead of numbers or ids (default: those)"
     parser.add_argument("--texts", metavar="FILE", type=Path, help=text)
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)

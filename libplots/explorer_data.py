@@ -122,7 +122,7 @@ def strongest_pairs(pairs: pd.DataFrame | None, examples: np.ndarray, count: int
 def pictures(inputs: np.ndarray) -> dict[str, Any]:
     """Return what shows examples: sheets of thumbnails of images, else a line of text each.
 
-    Images of one channel are kept exactly (PNG), colours are compressed (WebP); what is larger than 64 pixels is shrunk.
+    Images of one channel are kept exactly (PNG), colours are compressed (WebP); what is above 64 pixels is shrunk.
     Floating point outside 0...1 is stretched from its lowest to its highest value. Of two channels, or of more than
     three, the first is shown.
 

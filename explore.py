@@ -6,7 +6,7 @@ One HTML file that needs no server and no network: two linked scatter plots of a
 with all its scores, a table of what is selected, saved as a CSV of positions.
 
 Inputs: <score_dir>/table_<dataset>_<arch>.parquet and .json of score_table.py, and the data set. Outputs:
-<figure_dir>/explore_<dataset>_<arch>.html with a sidecar. Seconds; 60,000 digits with 20 scores are about 25 MB.
+<figure_dir>/explore_<dataset>_<arch>.html with a sidecar. Seconds; 60,000 digits with 20 scores are under 30 MB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from libdata.datasets import check_same_content, dataset_name, load_dataset
 from libplots.explorer import FORMAT, default_view, made_with, page
-from libplots.explorer_data import choose_examples, pictures, read_scores, read_texts, strongest_pairs
+from libplots.explorer_data import choose_examples, pairs_of, pictures, read_scores, read_texts
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.score_table import MAKER, check_columns, table_path
@@ -41,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--colour", metavar="COLUMN", help="column shown first by colour (default: the class)")
     text = "most examples on the page; of more, the extremes of every score and a sample are kept"
     parser.add_argument("--points", type=cli.number(int, at_least=100), default=60_000, help=text)
-    text = "influence pairs kept for each example, where the table has any"
-    parser.add_argument("--pairs", type=cli.non_negative_int, default=5, help=text)
     text = "text file with a line for each training example, shown instead of numbers or ids (default: those)"
     parser.add_argument("--texts", metavar="FILE", type=Path, help=text)
     cli.add_overwrite(parser)
@@ -70,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = read_texts(args.texts, data.split_size)[examples].tolist() if args.texts else None
 
     settings = {
-        "table": table.sha256, "data": data.identity(), "view": view, "points": args.points, "pairs": args.pairs,
+        "table": table.sha256, "data": data.identity(), "view": view, "points": args.points,
         "texts": file_sha256(args.texts) if args.texts else None, "page": made_with(),
     }  # fmt: skip
     output = Output(config.figure_dir / f"explore_{dataset}_{arch}.html", settings, FORMAT, tuple(settings))
     with exclusive(output.path.parent):
         if not output.finished(overwrite=args.overwrite):
-            influence = strongest_pairs(table.pairs, examples, args.pairs)
+            influence = pairs_of(table.pairs, examples)
             wanted, influence["picture"] = np.unique(influence["test_example"], return_inverse=True)
             influence["test_label"] = influence["picture"]
             shown = {"train": {"texts": texts} if texts else pictures(data.images.numpy()), "test": {}}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import libcli as cli
 from libcli.choices import add_choices, read_data, read_network
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from pathlib import Path
 from libdata.datasets import dataset_name, load_dataset
 from libstore.config import load_config
 from libstore.errors import InputError
-from libstore.gathered_scores import Places, ensemble_scores, instance_scores, private_scores
+from libstore.gathered_private import instance_scores, private_scores
+from libstore.gathered_scores import Places, ensemble_scores
 from libstore.score_table import Gathered, TableFiles, check_content, join
 
 
@@ -37,6 +39,10 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the private models' curvature")
     text = "totals file of renyi_per_instance_sum_compo.py (default: that of sensitivity/run_compo.sh)"
     parser.add_argument("--per_instance", type=Path, metavar="FILE", help=text)
+    text = "influence of every example on the test split"
+    parser.add_argument("--influence", action=argparse.BooleanOptionalAction, default=True, help=text)
+    text = "keep influence_matrix_<dataset>_<arch>.npy, all training examples by all test examples"
+    parser.add_argument("--influence_matrix", action="store_true", help=text)
     cli.add_overwrite(parser)
     return parser.parse_args(argv)
 
@@ -46,33 +52,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     choice, network, config = read_data(args), read_network(args), load_config(args.config)
     dataset = dataset_name(choice.dataset, choice.dataset_name)
-    flags = ["--config", args.config, "--dataset", choice.dataset, "--arch", args.arch]
     places = Places(
         config.fz_models(dataset), config.fz_score_dir(dataset), config.private_models(dataset),
-        config.private_score_dir(dataset), config.sensitivity_dir, dataset, network.name, args.ratio, shlex.join(flags),
+        config.private_score_dir(dataset), config.sensitivity_dir, dataset, network.name, args.ratio,
+        shlex.join(["--config", args.config, "--dataset", choice.dataset]), shlex.join(["--arch", args.arch]),
     )  # fmt: skip
     data = load_dataset(choice.dataset, "train", config.data_dir, **choice.arguments())
-    found = Gathered()
-    for part in (
-        ensemble_scores(places),
+    parts = (
+        ensemble_scores(places, influence=args.influence, matrix=args.influence_matrix),
         private_scores(places, args.suffix, args.h),
         instance_scores(places, args.per_instance),
-    ):
-        check_content(part.columns, data.content_sha256, f"{data.name} as it is now")
-        found.add(part)
-    if not found.columns:
-        raise InputError(f"no score of {dataset} and {network.name} is there; {next(iter(found.missing.values()))}")
+    )
+    whole = Gathered.of(parts)
     settings = {"dataset": dataset, "arch": network.name, "ratio": args.ratio, "suffix": args.suffix, "h": args.h}
-    settings |= {"content_sha256": data.content_sha256, "files": found.files}
+    settings |= {"content_sha256": data.content_sha256, "influence": args.influence, "files": whole.files}
     files = TableFiles(config.score_dir, dataset, network.name, settings)
-    for name, command in found.missing.items():
-        print(f"missing: {name}; to make it: {command}")
-    if files.finished(overwrite=args.overwrite):
+    if whole.work and files.finished(whole.beside, overwrite=args.overwrite):
         print(f"{files.output.path}: already made of these scores")
         return
-    table = join(found.columns, data.labels.numpy())
-    files.save(table, found, data.content_sha256)
-    print(f"{files.output.path}: {len(table)} examples, {len(found.columns)} scores")
+    for part in parts:
+        part.read()
+        check_content(part.columns, data.content_sha256, f"{data.name} as it is now")
+    whole = Gathered.of(parts)
+    for name, command in whole.missing.items():
+        print(f"missing: {name}; to make it: {command}")
+    if not whole.columns:
+        raise InputError(f"no score of {dataset} and {network.name} is there; {next(iter(whole.missing.values()))}")
+    table = join(whole.columns, data.labels.numpy())
+    files.save(table, whole, data.content_sha256)
+    print(f"{files.output.path}: {len(table)} examples, {len(whole.columns)} scores")
 
 
 if __name__ == "__main__":

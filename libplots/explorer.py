@@ -83,7 +83,7 @@ def page(
         weights: How many examples of the table each stands for, shape (N,).
         view: Columns shown first: `x1`, `y1`, `x2`, `y2`, `colour` ("label" for the class).
         shown: `train` and `test`: what `pictures` returns of the examples and of the test examples of `influence`.
-        influence: Pairs: `row`, `test_example`, `test_label`, `influence` and `picture` (place among the test ones).
+        influence: What `pairs_of` returns, with `test_label` and `picture` (place among the test ones).
         about: `title`, `num_classes`, and what else is said of the page.
     """
     frame = table.frame.iloc[rows]
@@ -103,6 +103,7 @@ def page(
         "columns": [_about_column(table, name) for name in table.scores],
         "missing": table.about["missing"],
         "total": len(table.frame),
+        "chance": float(table.pairs["chance"]) if table.pairs else None,
         "view": view,
         "classColours": _CLASSES.split(),
         "colours": Cividis256,

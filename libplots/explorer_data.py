@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pandas as pd
 from PIL import Image
 
 from libstore.errors import InputError, there_is
-from libstore.score_table import read_table
+from libstore.safe_pickle import load_npz
+from libstore.score_table import MAKER, read_table
 from libstore.store import file_sha256
 
-_PAIRS = ("train_example", "test_example", "influence")
+_PAIRS = ("example", "test", "influence", "standard_error", "chance")
 _TILES = (32, 32)
 """Thumbnails across and down one sheet."""
 _BLOCK = 16
@@ -34,14 +36,14 @@ class ScoreTable:
         path: The Parquet file.
         frame: `example` (position in the training split, ascending), `label`, the scores, their standard errors.
         about: Its description: `columns`, `missing` and the rest (docs/score_table.md).
-        pairs: `train_example`, `test_example` and `influence`, or None.
+        pairs: What influence_<dataset>_<arch>.npz holds, None where the table has none.
         sha256: Digests of the files, by name.
     """
 
     path: Path
     frame: pd.DataFrame
     about: dict[str, Any]
-    pairs: pd.DataFrame | None
+    pairs: dict[str, np.ndarray] | None
     sha256: dict[str, str]
 
     @property
@@ -51,7 +53,7 @@ class ScoreTable:
 
 
 def read_scores(path: Path, make: str) -> ScoreTable:
-    """Read a score table and, where its description names them, the influence pairs beside it.
+    """Read a score table and the influence pairs beside it, where its description names them.
 
     Args:
         path: The table.
@@ -66,10 +68,12 @@ def read_scores(path: Path, make: str) -> ScoreTable:
     frame, about = read_table(path)
     frame = frame[[name for name in frame.columns if name in ("example", "label") or frame[name].dtype.kind == "f"]]
     sha256, pairs = {file.name: file_sha256(file) for file in (path, path.with_suffix(".json"))}, None
-    if about.get("influence_pairs"):
-        file = path.parent / str(about["influence_pairs"])
-        pairs = _read_pairs(file)
-        sha256[file.name] = file_sha256(file)
+    file = path.with_name(path.name.replace("table_", "influence_", 1)).with_suffix(".npz")
+    kept = about.get("beside", {}).get(file.name)
+    if kept is not None:
+        if not file.exists() or file_sha256(file) != kept:
+            raise InputError(f"{file}: missing, or not what was made with {path.name}; run {MAKER} again")
+        pairs, sha256[file.name] = load_npz(file, _PAIRS), kept
     return ScoreTable(path, frame, about, pairs, sha256)
 
 
@@ -100,23 +104,31 @@ def choose_examples(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndar
     return np.flatnonzero(kept), weights[kept]
 
 
-def strongest_pairs(pairs: pd.DataFrame | None, examples: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Return, for each of some training examples, the pairs with the largest absolute influence, in falling order.
+def pairs_of(pairs: Mapping[str, np.ndarray] | None, examples: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the influence pairs of some training examples.
 
     Args:
-        pairs: `train_example`, `test_example` and `influence`, or None.
-        examples: Training examples, ascending, shape (N,).
-        count: Pairs an example, at most.
+        pairs: `example`, ascending, shape (N,), and `test`, `influence` (NaN where there is none) and `standard_error`,
+            shape (N, k); or None.
+        examples: Training examples, ascending, shape (n,).
 
     Returns:
-        `row` (place of the training example among `examples`, ascending), `test_example` and `influence`, of one shape.
+        `row` (place of the training example among `examples`, ascending), `test_example`, `influence` and
+        `standard_error`, all of one shape.
     """
-    pairs = pd.DataFrame({name: [] for name in _PAIRS}) if pairs is None else pairs
-    pairs = pairs[pairs["train_example"].isin(examples)]
-    pairs = pairs.assign(row=np.searchsorted(examples, pairs["train_example"]), size=-pairs["influence"].abs())
-    pairs = pairs.sort_values(["row", "size", "test_example"]).groupby("row").head(count)
-    types = {"row": np.int32, "test_example": np.int32, "influence": np.float32}
-    return {name: pairs[name].to_numpy(kind) for name, kind in types.items()}
+    if pairs is None:
+        pairs = dict.fromkeys(("test", "influence", "standard_error"), np.empty((0, 0)))
+        shared, rows, places = (np.empty(0, int) for _ in range(3))
+    else:
+        shared, rows, places = np.intersect1d(examples, pairs["example"], assume_unique=True, return_indices=True)
+    influence = pairs["influence"][places]
+    known = np.isfinite(influence)
+    return {
+        "row": np.broadcast_to(rows[:, None], known.shape)[known].astype(np.int32),
+        "test_example": pairs["test"][places][known].astype(np.int32),
+        "influence": influence[known].astype(np.float32),
+        "standard_error": pairs["standard_error"][places][known].astype(np.float32),
+    }
 
 
 def pictures(inputs: np.ndarray) -> dict[str, Any]:
@@ -203,14 +215,3 @@ def _sheet(pixels: np.ndarray, colour: bool) -> str:
 def _line(values: np.ndarray) -> str:
     words = [f"{value:.4g}" if values.dtype.kind == "f" else str(value) for value in values[:_VALUES]]
     return " ".join(words) + (f" … ({len(values)} values)" if len(values) > _VALUES else "")
-
-
-def _read_pairs(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are kinds of both
-        raise InputError(f"{path}: cannot read the influence pairs: {str(error).splitlines()[0]}") from error
-    for name in _PAIRS:
-        if name not in frame.columns:
-            raise InputError(f"{path}: lacks the column {name!r}; {there_is(frame.columns)}")
-    return frame

@@ -14,6 +14,40 @@ import numpy as np
 from libscores.memorization import RunningMean
 
 
+def halves(n_runs: int) -> np.ndarray:
+    """Return weights of all runs, of the even and of the odd ones, (3, T), for `RunningMean`."""
+    odd = np.arange(n_runs) % 2.0
+    return np.stack([np.ones(n_runs), 1 - odd, odd])
+
+
+class InAndOut:
+    """Means of a value over the runs that hold an example and over those that do not; of all, even and odd runs.
+
+    Args:
+        n_runs: Number T of runs.
+        n_examples: N.
+    """
+
+    def __init__(self, n_runs: int, n_examples: int) -> None:
+        self.inside, self.outside = (RunningMean(halves(n_runs), n_examples) for _ in range(2))
+
+    def add(self, run: int, in_mask: np.ndarray, value: np.ndarray) -> None:
+        """Add a run: whether it trained on each example, bool (N,), and the value, (N,), NaN where it has none."""
+        known = ~np.isnan(value)
+        self.inside.add(run, in_mask & known, value)
+        self.outside.add(run, ~in_mask & known, value)
+
+    @property
+    def difference(self) -> np.ndarray:
+        """The one mean minus the other, (3, N): from all runs, from the even and from the odd ones."""
+        return self.inside.mean - self.outside.mean
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Standard error of the difference from all runs, (N,)."""
+        return np.hypot(self.inside.standard_error[0], self.outside.standard_error[0])
+
+
 @dataclass(frozen=True)
 class OverModels:
     """Statistics of a value over the models that hold each of N examples; NaN where none does.

@@ -39,6 +39,16 @@ _MEMORIZATION = "{value} averaged over the networks that trained on the example,
 _FELDMAN = "Feldman, Zhang 2020, arXiv 2008.03703, section 2"
 _CONSISTENCY = "{value} averaged over the networks that did not train on the example (C-score, held out)"
 _JIANG = "Jiang et al. 2021, arXiv 2002.03206"
+_ADVANTAGE = "{attack}'s answer averaged over the runs that trained on the example, minus the same over the others"
+_FOUND = "share of the runs that trained on the example in which {attack} finds it, at 1 % false positives over all"
+_LIRA = "Carlini et al. 2022, arXiv 2112.03570, algorithm 1"
+_RMIA = "Zarifzadeh et al. 2024, arXiv 2312.03262, equations 2 to 4"
+_INFLUENCE = "Feldman, Zhang 2020, arXiv 2008.03703, section 2"
+_ATTACKS = {
+    "lira": ("LiRA with each example's own variances", _LIRA),
+    "lira_shared": ("LiRA with one variance for all examples", _LIRA),
+    "rmia": ("RMIA", _RMIA),
+}
 _PAUL = "Paul et al. 2021, arXiv 2107.07075"
 MEANINGS = {
     "memorization_correctness": Meaning(
@@ -51,6 +61,19 @@ MEANINGS = {
     "consistency_correctness": Meaning(_CONSISTENCY.format(value="correctness"), _JIANG, LESS, "share", ENSEMBLE),
     "consistency_prob": Meaning(
         _CONSISTENCY.format(value="probability of the true label"), _JIANG, LESS, "probability", ENSEMBLE
+    ),
+    **{
+        name + end: Meaning(text.format(attack=attack), paper, MORE, unit, ENSEMBLE)
+        for name, (attack, paper) in _ATTACKS.items()
+        for end, text, unit in (("", _ADVANTAGE, "difference of probabilities"), ("_found", _FOUND, "share"))
+    },
+    "influence_total": Meaning(
+        "number of test examples that are right (or the sum of their true labels' probabilities) with the example in "
+        "the training set, minus without it", _INFLUENCE, UNKNOWN, "test examples", ENSEMBLE,
+    ),
+    "influence_largest": Meaning(
+        "largest influence on one test example; the largest of many noisy differences: see `chance`, the 95 % point of "
+        "the same without influence", _INFLUENCE, MORE, "difference of shares or probabilities", ENSEMBLE,
     ),
     CURVATURE: _averaged(
         "E||H v|| of the Hessian H of the loss by the input, v random signs, by finite differences or exact",
@@ -93,7 +116,7 @@ def at_epsilon(score: str, epsilon: float) -> tuple[str, Meaning]:
 
 EPSILON_SENSITIVITY = Meaning(
     "least-squares slope of the true label's log-odds on ln epsilon, mean over the seeds of private models that "
-    "trained on the example: how much the example gains from a larger budget", "", MORE,
+    "trained on the example: how much the example gains from a larger budget", "", UNKNOWN,
     "log-odds per e-fold of epsilon", PRIVATE,
 )  # fmt: skip
 _THUDI = "Thudi et al. 2024, arXiv 2307.00310"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,13 @@ class Column:
         meaning: What it says.
         examples: Positions in the data set, increasing, (N,).
         values: The score, (N,), NaN where it is undefined.
-        standard_error: Of every value, (N,); None where there is none.
+        standard_error: Of every value, (N,); None where there is none, as from one run.
         content_sha256: Digest of the data that it is about; None where that is not recorded.
         arch: Network that it is about.
         runs: What it was made of: runs, seeds or files.
         reliability: Correlation of two halves of the runs, stepped up to all of them; None where unknown.
         source: Where it was read, for messages.
+        more: What else the description says of it, by key.
     """
 
     name: str
@@ -56,6 +57,11 @@ class Column:
     runs: Sequence[int | str]
     reliability: float | None
     source: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.standard_error is not None and not np.isfinite(self.standard_error).any():
+            object.__setattr__(self, "standard_error", None)
 
     def about(self) -> dict[str, Any]:
         """Return what the table's description says of it."""
@@ -65,28 +71,44 @@ class Column:
             "standard_error": None if self.standard_error is None else f"{self.name}_se",
             "reliability": self.reliability,
             "examples": int(np.isfinite(self.values).sum()),
+            **self.more,
         }
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What was found for a table.
+    """What is there for a table.
 
     Attributes:
-        columns: The scores.
-        files: Digest of what each was made of, by name.
+        files: Digest of what the scores are made of, by name.
         missing: For every score that is not there, the command that makes it, or why there is none.
+        work: What reads the scores; each adds to `columns`, `beside` and `missing`.
+        columns: The scores, once `read` was called.
+        beside: Further files to keep with the table, by how their names begin; None until `read` was called.
     """
 
-    columns: list[Column] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    work: list[Callable[[], None]] = field(default_factory=list)
+    columns: list[Column] = field(default_factory=list)
+    beside: dict[str, bytes | None] = field(default_factory=dict)
 
-    def add(self, other: Gathered) -> None:
-        """Take over what another has."""
-        self.columns.extend(other.columns)
-        self.files.update(other.files)
-        self.missing.update(other.missing)
+    @staticmethod
+    def of(parts: Iterable[Gathered]) -> Gathered:
+        """Return all that several have."""
+        whole = Gathered()
+        for part in parts:
+            whole.files.update(part.files)
+            whole.missing.update(part.missing)
+            whole.work.extend(part.work)
+            whole.columns.extend(part.columns)
+            whole.beside.update(part.beside)
+        return whole
+
+    def read(self) -> None:
+        """Read the scores."""
+        for one in self.work:
+            one()
 
 
 def check_content(columns: Iterable[Column], content_sha256: str | None, data: str) -> str | None:
@@ -155,7 +177,7 @@ class TableFiles:
         score_dir: Root of the scores.
         dataset: Name of the data set on disk.
         arch: Name of the network on disk.
-        settings: What decides the content, with `files`, the digests of what it was made of.
+        settings: What decides the content; `files` are the digests of what it was made of, by name.
     """
 
     score_dir: Path
@@ -166,28 +188,27 @@ class TableFiles:
     @property
     def output(self) -> Output:
         """The Parquet file, whose sidecar is the table's description."""
-        return Output(table_path(self.score_dir, self.dataset, self.arch), self.settings, FORMAT, ("files",))
+        path = table_path(self.score_dir, self.dataset, self.arch)
+        return Output(path, self.settings, FORMAT, ("files", "influence"))
 
-    @property
-    def csv(self) -> Path:
-        """The same as text."""
-        return self.output.path.with_suffix(".csv")
+    def _beside(self, kind: str, suffix: str) -> Path:
+        return self.score_dir / f"{kind}_{self.dataset}_{self.arch}{suffix}"
 
-    @property
-    def croissant(self) -> Path:
-        """The description in the words of MLCommons' Croissant."""
-        return self.output.path.with_name(f"{self.output.path.stem}_croissant.json")
+    def finished(self, beside: Iterable[str], *, overwrite: bool) -> bool:
+        """Tell whether the table and the files beside it are there with these settings.
 
-    def finished(self, *, overwrite: bool) -> bool:
-        """Tell whether all three files are there with these settings; raises InputError as `Output.finished`."""
+        Raises:
+            InputError: As `Output.finished`.
+        """
         if not self.output.finished(overwrite=overwrite):
             return False
-        kept = read_sidecar(self.output.path)
-        others = {self.csv: "csv_sha256", self.croissant: "croissant_sha256"}
-        return all(path.exists() and kept.get(key) == file_sha256(path) for path, key in others.items())
+        kept = read_sidecar(self.output.path)["beside"]
+        wanted = {self._beside(Path(name).stem, Path(name).suffix).name for name in beside}
+        paths = {self.score_dir / name: digest for name, digest in kept.items()}
+        return wanted <= kept.keys() and all(p.exists() and file_sha256(p) == digest for p, digest in paths.items())
 
     def save(self, table: pd.DataFrame, gathered: Gathered, content_sha256: str | None) -> None:
-        """Write the text, then the description, then the Parquet file."""
+        """Write what goes beside the table, then its description, then the table itself."""
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         parquet, text = buffer.getvalue(), table.to_csv(index=False).encode()
@@ -199,12 +220,17 @@ class TableFiles:
             "columns": {column.name: column.about() for column in gathered.columns},
             "missing": gathered.missing,
         }
-        digests = {self.output.path.name: sha256(parquet), self.csv.name: sha256(text)}
-        card = (json.dumps(_croissant(told, table, digests), indent=2) + "\n").encode()
-        with exclusive(self.output.path.parent):
-            write_atomic(self.csv, text)
-            write_atomic(self.croissant, card)
-            self.output.save(parquet, provenance(), **told, csv_sha256=sha256(text), croissant_sha256=sha256(card))
+        csv = self._beside("table", ".csv")
+        card = _croissant(told, table, {self.output.path.name: sha256(parquet), csv.name: sha256(text)})
+        files = {csv: text, csv.with_name(f"{csv.stem}_croissant.json"): (json.dumps(card, indent=2) + "\n").encode()}
+        for name, content in gathered.beside.items():
+            if content is not None:
+                files[self._beside(Path(name).stem, Path(name).suffix)] = content
+        with exclusive(self.score_dir):
+            for path, content in files.items():
+                write_atomic(path, content)
+            beside = {path.name: sha256(content) for path, content in files.items()}
+            self.output.save(parquet, provenance(), **told, beside=beside)
 
 
 def table_path(score_dir: Path, dataset: str, arch: str) -> Path:

@@ -30,14 +30,18 @@ from selenium.webdriver.support.ui import Select
 
 from libdata.datasets import load_dataset
 from libdata.own_data import read_own
-from libplots.explorer_data import choose_examples, pictures, strongest_pairs
+from libplots.explorer_data import choose_examples, pairs_of, pictures
+from libstore.gathered_scores import PAIRS
 from libstore.score_columns import of_score
 from libstore.score_table import Column, Gathered, TableFiles, join
+from libstore.store import arrays_bytes
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--window-size=1600,1300",
 )  # fmt: skip
+
+INFLUENCE = "influence_mnist_smallcnn.npz"
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +57,7 @@ class Study:
 
     folder: Path
     table: pd.DataFrame
-    pairs: pd.DataFrame | None
+    pairs: dict[str, np.ndarray] | None
     dataset: str = "mnist"
     flags: tuple[str, ...] = ()
 
@@ -72,7 +76,7 @@ class Study:
 
 
 def make_study(
-    folder: Path, frame: pd.DataFrame, labels: np.ndarray, sha256: str, pairs: pd.DataFrame | None = None,
+    folder: Path, frame: pd.DataFrame, labels: np.ndarray, sha256: str, pairs: dict[str, np.ndarray] | None = None,
     dataset: str = "mnist", flags: tuple[str, ...] = (),
 ) -> Study:  # fmt: skip
     """Write a score table as score_table.py does."""
@@ -86,14 +90,11 @@ def make_study(
         )
         for name in scores
     ]  # fmt: skip
-    found = Gathered(columns, {}, {"grand": "python calc_curv_fz_models.py --scores grand"})
+    missing = {"grand": "python calc_curv_fz_models.py --scores grand"}
+    found = Gathered(columns=columns, missing=missing, beside={PAIRS: arrays_bytes(**pairs)} if pairs else {})
     name = Path(dataset).stem
     files = TableFiles(folder / "score_dir", name, "smallcnn", {"files": {}})
     files.save(join(columns, labels), found, sha256)
-    if pairs is not None:
-        pairs.to_parquet(folder / "score_dir" / "pairs.parquet")
-        about = files.output.sidecar
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"influence_pairs": "pairs.parquet"}))
     return Study(folder, pd.read_parquet(files.output.path), pairs, dataset, flags)
 
 
@@ -108,12 +109,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     frame["loss"] = np.round(rng.exponential(1, n), 1)  # with ties, and zeros, which no logarithmic axis has
     frame["margin"] = rng.normal(0, 5, n)
     frame.loc[[7, 70], "margin"] = np.nan
-    pairs = pd.DataFrame({"train_example": rng.choice(np.r_[frame["example"][:200], 0, 1], 3000)})
-    pairs["test_example"], pairs["influence"] = rng.integers(0, 300, 3000), rng.normal(0, 0.2, 3000)
-    pairs = pairs.drop_duplicates(["train_example", "test_example"])
+    influence = -np.sort(-rng.normal(0, 0.2, (200, 3)))
+    influence[5] = np.nan
+    pairs = {
+        "example": frame["example"].to_numpy()[::2], "test": rng.integers(0, 300, (200, 3)), "influence": influence,
+        "standard_error": np.full((200, 3), 0.0625), "chance": np.array(0.125),
+    }  # fmt: skip
     sha256 = load_dataset("mnist", "train", DATA, index=np.arange(1)).content_sha256
     made = make_study(tmp_path_factory.mktemp("digits"), frame, digits("train")[1], sha256, pairs)
-    result = made.explore("--pairs", 4)
+    result = made.explore()
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert result.stdout == f"{made.page}: 400 of 400 examples\n"
     return made
@@ -290,17 +294,17 @@ def test_the_example_under_the_cursor_is_shown_with_its_scores_and_influence(pag
 
     page.drag(page.at(1, table["log"].min(), 1.03))  # an empty corner: back to what was searched for
     page.until(lambda: page["example-title"].text == pinned, pinned)
-    assert "No influence pairs" in page["example-influence"].text
-    page.find(int(table["example"][11]))
-    mine = study.pairs[study.pairs["train_example"] == table["example"][11]]
-    mine = mine.reindex(mine["influence"].abs().sort_values(ascending=False).index)[:4]
+    for row, known in ((399, False), (10, False), (22, True)):  # without an entry, with an empty one, with three
+        page.find(int(table["example"][row]))
+        assert ("No influence is known" in page["example-influence"].text) != known
     found = page["example-influence"].find_elements(By.TAG_NAME, "li")
-    assert len(found) == len(mine) == 4
-    for line, pair in zip(found, mine.itertuples(), strict=True):
-        number, label, value = re.fullmatch(r"test (\d+), class (\d): influence (\S+)", line.text).groups()
-        assert (int(number), int(label)) == (pair.test_example, classes[pair.test_example])
-        assert float(value.replace("−", "-")) == pytest.approx(pair.influence, rel=1e-3)
-        assert (page.pixels(line.find_element(By.TAG_NAME, "canvas")) == test[pair.test_example][..., None]).all()
+    wanted = [study.pairs[key][11] for key in ("test", "influence")]
+    for line, number, influence in zip(found, *wanted, strict=True):
+        name, value = line.text.removesuffix(" ± 0.063").split(": ")
+        assert name == f"test {number}, class {classes[number]}"
+        assert float(value.replace("−", "-")) == pytest.approx(influence, rel=1e-3)
+        assert (page.pixels(line.find_element(By.TAG_NAME, "canvas")) == test[number][..., None]).all()
+    assert "up to 0.125 in 95 of 100 examples" in page["example-influence"].text
 
 
 def test_a_box_selects_in_both_plots_and_the_table_and_goes_to_a_csv(page: Browser, study: Study) -> None:
@@ -387,7 +391,7 @@ def test_more_examples_than_fit_are_sampled_and_the_extremes_stay(chromium: Brow
         page.find(lost)
         assert page["message"].text == f"Example {lost} is not among those on this page."
     finally:
-        assert study.explore("--pairs", 4).returncode == 0
+        assert study.explore().returncode == 0
 
 
 def test_what_stays_of_a_large_table_stands_for_all_of_it() -> None:
@@ -406,15 +410,13 @@ def test_what_stays_of_a_large_table_stands_for_all_of_it() -> None:
 
 
 def test_pairs_of_no_example_on_the_page_are_left_out() -> None:
-    pairs = pd.DataFrame(
-        {"train_example": [9, 4, 4, 4], "test_example": [0, 1, 2, 3], "influence": [1, 0.1, -0.3, 0.2]}
-    )
-    found = strongest_pairs(pairs, np.array([2, 4]), 2)
-    assert {name: values.tolist() for name, values in found.items() if name != "influence"} == {
-        "row": [1, 1], "test_example": [2, 3],
+    pairs = {"example": np.array([4, 9]), "test": np.array([[1, 2], [3, 4]])}
+    pairs |= {"influence": np.array([[0.5, np.nan], [0.1, 0]]), "standard_error": np.ones((2, 2))}
+    found = pairs_of(pairs, np.array([2, 4]))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "row": [1], "test_example": [1], "influence": [0.5], "standard_error": [1],
     }  # fmt: skip
-    assert found["influence"] == pytest.approx([-0.3, 0.2])
-    assert all(len(values) == 0 for values in strongest_pairs(None, np.array([2, 4]), 2).values())
+    assert all(len(values) == 0 for values in pairs_of(None, np.array([2, 4])).values())
 
 
 def test_large_pictures_become_thumbnails() -> None:
@@ -470,9 +472,9 @@ def test_the_same_line_again_does_nothing_and_other_tables_make_it_again(study: 
         return re.sub(r'"p\d+"', '"p"', study.page.read_text())
 
     before, written = without_ids(), study.page.stat().st_mtime_ns
-    assert study.explore("--pairs", 4).returncode == 0 and study.page.stat().st_mtime_ns == written
+    assert study.explore().returncode == 0 and study.page.stat().st_mtime_ns == written
     study.page.unlink()
-    assert study.explore("--pairs", 4).returncode == 0 and without_ids() == before
+    assert study.explore().returncode == 0 and without_ids() == before
 
 
 @pytest.mark.parametrize("flag", ["--x", "--y", "--x2", "--y2", "--colour"])
@@ -487,17 +489,15 @@ def test_tables_of_other_data_or_none_are_refused(study: Study, tmp_path: Path) 
                    "python score_table.py --dataset mnist", study.folder / "config.json")  # fmt: skip
     folder = tmp_path / "changed"
     shutil.copytree(study.folder, folder)
-    sidecar, pairs = (folder / "score_dir" / name for name in ("table_mnist_smallcnn.json", "pairs.parquet"))
+    sidecar, pairs = (folder / "score_dir" / name for name in ("table_mnist_smallcnn.json", INFLUENCE))
     write_config(folder)
     changed = Study(folder, study.table, None)
     told = json.loads(sidecar.read_text())
     sidecar.write_text(json.dumps(told | {"data_sha256": "0" * 64}))
     assert_refused(changed.explore(), "table_mnist_smallcnn.parquet", "other data", "0" * 16)
     sidecar.write_text(json.dumps(told))
-    pairs.write_bytes(b"PAR1")
-    assert_refused(changed.explore(), "pairs.parquet", "influence")
-    study.pairs.drop(columns="influence").to_parquet(pairs)
-    assert_refused(changed.explore(), "pairs.parquet", "'influence'")
+    pairs.write_bytes(pairs.read_bytes()[:-1])
+    assert_refused(changed.explore(), INFLUENCE, "table_mnist_smallcnn.parquet", "score_table.py")
     texts = tmp_path / "texts"
     assert_refused(study.explore("--texts", texts), "--texts", texts)
     texts.write_text("one\ntwo\n")

@@ -10,11 +10,26 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ENSEMBLE_FLAGS, assert_refused, run_script, tree
+from released_files import write_config
 from scipy import stats
+from script_cases import CASES, KIND, Trees
 
 from libstore.errors import InputError
 from libstore.score_columns import MEANINGS
 from libstore.score_table import Column, check_columns, check_content, join, read_table, table_path
+
+
+@pytest.fixture(scope="module")
+def private(trees: Trees, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Private models of two epsilons and four seeds, and two runs of the per-instance study with their accounting."""
+    folder = tmp_path_factory.mktemp("private")
+    shutil.copytree(trees.whole("family"), folder, dirs_exist_ok=True)
+    shutil.copytree(trees.whole("accounting") / "sensitivity_dir", folder / "sensitivity_dir")
+    write_config(folder, data_dir=trees.inputs(CASES["train"]) / "data")
+    curvature = (*KIND, "--n_probes", "1", "--seed", "0", "--config", folder / "config.json")
+    assert trees.server.run("calc_curv_private_models.py", list(map(str, curvature))).status == 0
+    assert trees.server.run("score_table.py", [*KIND, "--config", str(folder / "config.json")]).status == 0
+    return folder
 
 
 @pytest.fixture
@@ -74,6 +89,19 @@ def test_columns_are_what_the_files_of_the_runs_say(scored: Path) -> None:
     told = about["columns"]["curvature"]
     assert told["reliability"] == pytest.approx(2 * r / (1 + r)) and told["runs"] == list(range(6))
     assert told["direction"] == "higher means more exposed" and told["standard_error"] == "curvature_se"
+    for name in ("lira", "lira_shared_found", "rmia", "influence_total"):
+        assert about["columns"][name]["kind"] == "ensemble" and name in table
+    curves = np.load(scored / "score_dir" / "membership_mnist_smallcnn.npz")
+    assert curves["rmia_true_positives"][-1] == 1 and (np.diff(curves["rmia_false_positives"]) >= 0).all()
+    assert 0 <= about["columns"]["rmia"]["overall"]["true_positives_at_0.01"]["value"] <= 1
+    pairs = np.load(scored / "score_dir" / "influence_mnist_smallcnn.npz")
+    example, test = 17, int(pairs["test"][17, 0])
+    sides = {"train": [], "removed": []}
+    for run in runs:
+        side = "train" if example in run["index_train"] else "removed"
+        sides[side].append(float(run["prob_test"][run["index_test"].tolist().index(test)]))
+    expected = np.mean(sides["train"]) - np.mean(sides["removed"])
+    assert pairs["influence"][17, 0] == pytest.approx(expected, abs=1e-5) == table["influence_largest"][17]
     assert set(about["missing"]) >= {"loss", "grand", "instance_epsilon_realised", "epsilon_sensitivity"}
     assert "--scores loss" in about["missing"]["loss"] and "missing: loss; to make it: python calc_curv" in said
 
@@ -85,7 +113,10 @@ def test_text_and_parquet_hold_the_same_and_a_second_run_changes_nothing(scored:
     assert np.allclose(text["curvature"], table["curvature"], rtol=1e-15, atol=0)
     card = json.loads((scored / "score_dir" / "table_mnist_smallcnn_croissant.json").read_text())
     assert [field["name"] for field in card["recordSet"][0]["field"]] == table.columns.tolist()
-    assert {one["sha256"] for one in card["distribution"]} == {about["sha256"], about["csv_sha256"]}
+    assert {one["sha256"] for one in card["distribution"]} == {
+        about["sha256"],
+        about["beside"]["table_mnist_smallcnn.csv"],
+    }
     before = tree(scored)
     *_, said = table_of(scored)
     assert "already made" in said and tree(scored) == before
@@ -132,7 +163,7 @@ def test_scores_of_other_data_are_refused_with_both_digests() -> None:
 def test_changed_data_and_a_damaged_table_are_refused(scored: Path) -> None:
     path = table_path(scored / "score_dir", "mnist", "smallcnn")
     _, about, _ = table_of(scored)
-    with pytest.raises(InputError, match="no column 'los'; there are: .*curvature, memorization_correctness"):
+    with pytest.raises(InputError, match="no column 'los'; there are: .*curvature, .*memorization_correctness"):
         check_columns(about, ["los"], path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="does not match the sha256"):
@@ -150,3 +181,74 @@ def test_changed_data_and_a_damaged_table_are_refused(scored: Path) -> None:
 def test_nothing_to_gather_names_the_command_that_trains(scored: Path) -> None:
     result = run_script("score_table.py", "--dataset", "mnist", "--arch", "lenet5", "--config", scored / "config.json")
     assert_refused(result, "no score of mnist and lenet5", "train_fz_models.py --config")
+
+
+def test_private_columns_are_means_over_the_models_of_an_epsilon(private: Path) -> None:
+    table, about = read_table(table_path(private / "score_dir", "cifar10", "smallcnn"))
+    groups: dict[float, list[dict]] = {2.0: [], 50.0: []}
+    for folder in sorted((private / "private_model_dir").glob("*_eps_*")):
+        said = json.loads((folder / "model.json").read_text())["settings"]
+        arrays = np.load(folder / "aux_arrays.npz")
+        rows = {}
+        for group in ("train", "removed"):
+            for i, p, z in zip(*(arrays[f"{kind}_{group}"] for kind in ("index", "prob", "logodds")), strict=True):
+                rows[int(i)] = (group == "train", float(p), float(z))
+        groups[said["privacy"]["epsilon"]].append({"seed": said["seed"], "rows": rows})
+    slopes: dict[int, list[float]] = {}
+    for example in table["example"]:
+        for epsilon, models in groups.items():
+            held, lacking, losses = [], [], []
+            for model in models:
+                member, p, z = model["rows"][example]
+                (held if member else lacking).append(p)
+                if member:
+                    losses.append(np.log1p(np.exp(-z)))
+            row = table.loc[table["example"] == example].iloc[0]
+            expected = np.mean(held) - np.mean(lacking) if held and lacking else np.nan
+            assert row[f"private_memorization_eps_{epsilon:g}"] == pytest.approx(expected, nan_ok=True)
+            assert row[f"private_loss_eps_{epsilon:g}"] == pytest.approx(
+                np.mean(losses) if losses else np.nan, nan_ok=True
+            )
+        for low, high in zip(groups[2.0], groups[50.0], strict=True):
+            assert low["seed"] == high["seed"]
+            if low["rows"][example][0]:
+                rise = high["rows"][example][2] - low["rows"][example][2]
+                slopes.setdefault(example, []).append(rise / np.log(25))
+    expected = [np.mean(slopes[e]) if e in slopes else np.nan for e in table["example"]]
+    assert table["epsilon_sensitivity"].to_numpy() == pytest.approx(np.array(expected), nan_ok=True)
+    told = about["columns"]["epsilon_sensitivity"]
+    assert told["runs"] == [0, 1, 2, 3] and told["kind"] == "private" and told["direction"] == "not known"
+    assert about["columns"]["private_curvature_eps_2"]["runs"] == [0]
+    assert about["columns"]["private_curvature_eps_2"]["standard_error"] is None
+
+
+def test_per_instance_columns_are_those_of_the_totals(private: Path) -> None:
+    table, about = read_table(table_path(private / "score_dir", "cifar10", "smallcnn"))
+    totals = pd.read_csv(private / "sensitivity_dir" / "compo_res" / "compo_res_all_totals.csv").set_index("point")
+    rows = table.set_index("example").loc[totals.index]
+    assert np.allclose(rows["instance_epsilon_realised"], totals["epsilon realised mean, loss distributions"])
+    assert np.allclose(rows["instance_epsilon_largest"], totals["epsilon largest of R runs"])
+    assert table["instance_epsilon_realised"].notna().sum() == len(totals) < len(table)
+    assert about["columns"]["instance_epsilon_realised"]["runs"] == ["res1.csv", "res2.csv"]
+    assert "run_folds.sh" in about["missing"]["instance_epsilon_realised_both"]
+
+
+def test_per_instance_costs_of_another_network_bear_its_name_and_need_a_source(
+    private: Path, trees: Trees, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(private, folder)
+    config = write_config(folder, data_dir=json.loads((private / "config.json").read_text())["data_dir"])
+    for path in (folder / "sensitivity_dir" / "res").glob("*.json"):
+        path.write_text(path.read_text().replace('"arch": "smallcnn"', '"arch": "lenet5"'))
+    flags = [*KIND, "--no-influence", "--config", str(config)]
+    ended = trees.server.run("score_table.py", [*flags, "--overwrite"])
+    assert ended.status == 0 and "of the network lenet5, its columns end in _lenet5" in ended.errors
+    table, about = read_table(table_path(folder / "score_dir", "cifar10", "smallcnn"))
+    assert "instance_epsilon_realised_lenet5" in table and "instance_epsilon_realised" not in table
+    assert about["columns"]["instance_epsilon_realised_lenet5"]["arch"] == "lenet5"
+    (folder / "sensitivity_dir" / "res" / "res2.json").unlink()
+    before = tree(folder)
+    ended = trees.server.run("score_table.py", flags)
+    assert ended.status == 2 and "res2.csv: missing or not what" in ended.errors, ended.errors
+    assert "compo_res_all_totals.csv" in ended.errors and tree(folder) == before

@@ -196,12 +196,15 @@ const explorer = (() => {
     place.replaceChildren()
     if (!pairs.row.length) return
     const found = range(pairs.row.length).slice(...bounds(pairs.row, row))
-    place.append(element("h3", {textContent: found.length ? "Test examples it moves most" : "No influence pairs kept"}))
+    place.append(element("h3", {textContent: found.length ? "Test examples it helps most" : "No influence is known"}))
     place.append(element("ul", {}, ...found.map(i => {
-      const name = `test ${pairs.test_example[i]}, class ${pairs.test_label[i]}`
-      const value = `influence ${pairs.influence[i] > 0 ? "+" : ""}${short(pairs.influence[i])}`
+      const name = `test ${pairs.test_example[i]}, class ${pairs.test_label[i]}`, error = pairs.standard_error[i]
+      const value = short(pairs.influence[i]) + (Number.isFinite(error) ? ` ± ${short(error, 2)}` : "")
       return element("li", {}, picture("test", pairs.picture[i], name), element("span", {textContent: `${name}: ${value}`}))
     })))
+    if (!found.length || settings.chance == null) return
+    place.append(element("p", {textContent: "Where there is no influence at all, the largest of an example is up to " +
+      `${short(settings.chance)} in 95 of 100 examples.`}))
   }
 
   // Where a value begins and ends in an ascending array.

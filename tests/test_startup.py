@@ -17,8 +17,9 @@ SCRIPTS = [path for path in TYPED if path.name != "print_results.py"]
 SLOW = ("torch", "torchvision", "opacus", "dp_accounting", "tensorflow", "matplotlib")
 # Runs scripts one after another, each in a fork of its own, and prints status and what of some libraries was loaded.
 RUN = """
-import json, os, runpy, sys
-import numpy, tqdm
+import importlib, json, os, runpy, sys
+for name in json.loads(sys.argv[3]):
+    importlib.import_module(name)
 for words in json.loads(sys.argv[2]):
     read, write = os.pipe()
     child = os.fork()
@@ -40,11 +41,11 @@ for words in json.loads(sys.argv[2]):
 """.replace("sys.argv0", "LOOK")
 
 
-def loaded(lines: Sequence[Sequence[object]], look: Sequence[str]) -> list[list]:
+def loaded(lines: Sequence[Sequence[object]], look: Sequence[str], *already: str) -> list[list]:
     """Return words, exit status and which of `look` was loaded, for each of some command lines."""
     code = f"LOOK = {json.dumps(json.dumps(look))}\n{RUN}"
     words = json.dumps([[str(word) for word in line] for line in lines])
-    command = [sys.executable, "-c", code, "-", words]
+    command = [sys.executable, "-c", code, "-", words, json.dumps(["numpy", "tqdm", *already])]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
@@ -82,5 +83,5 @@ def test_training_and_scoring_load_pytorch_alone(tmp_path: Path) -> None:
         ("calc_curv_private_models.py", *kind), ensemble, ensemble, ("calc_curv_fz_models.py", *kind),
     ]  # fmt: skip
     heavy = ("torch._dynamo", "scipy.stats", "scipy.optimize", "pandas")
-    for words, status, slow in loaded(lines, (*SLOW, *heavy)):
+    for words, status, slow in loaded(lines, (*SLOW, *heavy), "torch"):
         assert (status, slow) == (0, ["torch"]), words

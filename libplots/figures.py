@@ -164,6 +164,8 @@ def correlation_against_runs(title: str, results: Mapping[str, Link1]) -> Figure
                 axis.axhline(link.corrected.value, color=color, ls="--", lw=0.8, label=f"{key}, corrected for noise")
                 axis.axhspan(link.corrected.low, link.corrected.high, color=color, alpha=0.1)
         axis.set(xscale="log", xlabel="networks", ylabel="Spearman with memorization", title=f"memorization: {value}")
+        axis.minorticks_off()
+        axis.set_xticks(n_runs, labels=map(str, n_runs))
         axis.legend(frameon=False)
     figure.suptitle(title)
     return figure

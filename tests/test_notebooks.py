@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from notebook_lines import DEMO, README, STUDY_LINES, assigned, prepared, read, run_cells, tagged
 from released_files import write_config, write_scored_imagenet
 
-from libplots.notebooks import data_path, draw_example, set_parameters
+from libplots.notebooks import data_path, draw_example, draw_examples, set_parameters
 from libstore.config import load_config
 from libstore.errors import InputError
 from scripts import execute_notebook
@@ -293,6 +293,10 @@ def test_examples_are_drawn_as_what_they_are() -> None:
     kinds = [(len(axis.images), len(axis.texts)) for axis in figure.axes]
     assert kinds == [(1, 0), (1, 0), (0, 1), (0, 1)]
     assert figure.axes[2].texts[0].get_text().split()[-2:] == ["11", "..."]
+    figure.clear()
+    draw_examples(figure, "five", np.zeros((5, 1, 4, 4)), list("abcde"), list("vwxyz"), columns=3)
+    assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["av", "bw", "cx", "dy", "ez", ""]
+    assert [len(axis.images) * axis.axison for axis in figure.axes] == [1, 1, 1, 1, 1, 0]
     plt.close(figure)
 
 

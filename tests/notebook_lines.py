@@ -32,7 +32,6 @@ def lines_of(path: Path) -> list[list[str]]:
 
 
 README, DEMO = lines_of(ROOT / "README.md"), lines_of(ROOT / "scripts" / "demo.sh")
-STUDY_LINES = lines_of(ROOT / "docs" / "mnist_study" / "README.md")
 
 
 def prepared(words: list[str], root: Path = ROOT) -> dict:

@@ -52,11 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     choice, network, config = read_data(args), read_network(args), load_config(args.config)
     dataset = dataset_name(choice.dataset, choice.dataset_name)
-    places = Places(
-        config.fz_models(dataset), config.fz_score_dir(dataset), config.private_models(dataset),
-        config.private_score_dir(dataset), config.sensitivity_dir, dataset, network.name, args.ratio,
-        shlex.join(["--config", args.config, "--dataset", choice.dataset]), shlex.join(["--arch", args.arch]),
-    )  # fmt: skip
+    flags = shlex.join(["--config", args.config, "--dataset", choice.dataset])
+    places = Places.of(config, dataset, network.name, args.ratio, flags, shlex.join(["--arch", args.arch]))
     data = load_dataset(choice.dataset, "train", config.data_dir, **choice.arguments())
     parts = (
         ensemble_scores(places, influence=args.influence, matrix=args.influence_matrix),

@@ -255,6 +255,28 @@ def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return pd.read_parquet(io.BytesIO(content)), about
 
 
+def tables_there(score_dir: Path) -> list[str]:
+    """List the tables of a folder."""
+    return sorted(path.stem for path in score_dir.glob("table_*.parquet"))
+
+
+def beside_table(path: Path, name: str) -> Path | None:
+    """Return a file that is kept beside a table, by how its name begins and its suffix; None if there is none."""
+    found = path.with_name(f"{Path(name).stem}_{path.stem.removeprefix('table_')}{Path(name).suffix}")
+    return found if found.name in read_sidecar(path)["beside"] else None
+
+
+def check_ratio(about: Mapping[str, Any], ratio: str, path: Path) -> None:
+    """Refuse a table of another ratio.
+
+    Raises:
+        InputError: It is.
+    """
+    there = about["settings"]["ratio"]
+    if there != ratio:
+        raise InputError(f"{path}: of ratio {there}, not {ratio}")
+
+
 def check_columns(about: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
     """Refuse scores that a table lacks, with the command that makes them, and list those it has.
 

@@ -32,7 +32,7 @@ def published(model: nn.Module, x: Tensor, y: Tensor, signs: Tensor) -> tuple[Te
     """Score one batch the published way; `signs` (n, B, C, H, W) holds 0 and 1 as drawn."""
     model.eval()
     criterion = nn.CrossEntropyLoss()
-    norm, inner = torch.zeros(len(x)), torch.zeros(len(x))
+    norm, inner = x.new_zeros(len(x)), x.new_zeros(len(x))
     for drawn in signs:
         v = drawn.clone()
         for row in v:

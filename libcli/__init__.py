@@ -45,11 +45,20 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted."""
-        found = super().parse_args(args, namespace)
+        """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted.
+
+        --a-flag is read as --a_flag, however the flag is written.
+        """
+        found = super().parse_args(map(self._spelled, sys.argv[1:] if args is None else args), namespace)
         if os.environ.get("FLAGS_ONLY"):
             self.exit()
         return found
+
+    def _spelled(self, word: str) -> str:
+        flag, *value = word.split("=", 1)
+        with_underscores = flag[:2] + flag[2:].replace("-", "_")
+        is_known = flag.startswith("--") and with_underscores in self._option_string_actions
+        return "=".join([with_underscores, *value]) if is_known else word
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

@@ -25,7 +25,9 @@ without a sign of it: `check_model` refuses it.
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -338,6 +340,22 @@ class _Operations(TorchDispatchMode):
             if isinstance(value, Tensor) and _is_coarse(value):
                 self.coarse = self.coarse or f"{value.dtype} ({func})"
         return result
+
+
+def _bare_until_loaded(wrapped: Any) -> Any:
+    """Call what a method was before PyTorch wrapped it for torch._dynamo, unless a network has loaded that compiler.
+
+    The wrapper would import it, which takes as long as all the rest of PyTorch.
+    """
+    bare = inspect.unwrap(wrapped)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return (wrapped if "torch._dynamo" in sys.modules else bare)(*args, **kwargs)
+
+    return method
+
+
+setattr(_Operations, "__torch_dispatch__", _bare_until_loaded(_Operations.__torch_dispatch__))  # noqa: B010
 
 
 def on_device(images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:

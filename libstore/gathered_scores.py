@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from libscores import agreement, trajectory
+from libscores import correlation, trajectory
 from libscores.influence import influences, top_pairs
 from libscores.membership import Masked, exposure, lira, rmia
 from libscores.memorization import RunningMean
@@ -81,7 +81,7 @@ class Places:
 def reliability(of_halves: np.ndarray) -> float | None:
     """Return a score's reliability from its values by two halves of the runs, (2, N); None where there is none."""
     defined = np.isfinite(of_halves).all(axis=0)
-    found = agreement.reliability(*of_halves[:, defined]) if defined.sum() > 2 else float("nan")
+    found = correlation.reliability(*of_halves[:, defined]) if defined.sum() > 2 else float("nan")
     return found if np.isfinite(found) else None
 
 

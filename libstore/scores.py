@@ -12,7 +12,7 @@ import numpy as np
 from libstore.index import index_digest
 from libstore.store import array_bytes, exclusive, write_atomic
 
-CURVATURE, TRACE, LABELS = "curvature", "trace", "true_labels"
+CURVATURE, TRACE, LABELS, LOSS = "curvature", "trace", "true_labels", "loss"
 CURVATURE_FORMAT = 2
 """2: the loss is softplus of the margin, whose gradient keeps its digits where the model is confident."""
 _FILES = {CURVATURE: "curv_scores"}

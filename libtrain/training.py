@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libdata.datasets import Dataset
+from libscores.curvature import full_precision
 from libscores.logit_scores import log_odds
 from libstore.errors import InputError
 from libstore.fz import VALUES, RunArrays
+from libtrain.optimizers import eager
+from libtrain.precision import logits_of, multiplying
 from libtrain.recording import Recorder
 from libtrain.self_check import check_trainable
 from libtrain.settings import SGDSettings
@@ -53,7 +56,7 @@ def train_sgd(
             trained on such inputs.
     """
     draws = check_batches(model, images, labels, settings.batch_size, len(labels))
-    optimizer = torch.optim.SGD(
+    optimizer = eager(torch.optim.SGD)(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
@@ -79,10 +82,11 @@ def train_sgd(
         unfinished.pause(state, f"epoch {done} of {settings.epochs}")
         order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, done))
         total = torch.zeros((), device=images.device)
-        with seeded(stream_seed(seed, run, NETWORK, done), images.device):
+        with seeded(stream_seed(seed, run, NETWORK, done), images.device), multiplying(settings.precision):
             for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
                 optimizer.zero_grad()
-                logits = model(recorder.inputs(images[batch]) if recorder else images[batch])
+                inputs = recorder.inputs(images[batch]) if recorder else images[batch]
+                logits = logits_of(model, inputs, settings.precision)
                 loss = F.cross_entropy(logits, labels[batch])
                 loss.backward()
                 if recorder:
@@ -132,7 +136,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     """
     device = next(model.parameters(), images).device
     parts: dict[str, list[Tensor]] = {"correctness": [], "prob": [], "logodds": [], "loss": []}
-    with evaluating(model), seeded(0, device):
+    with evaluating(model), seeded(0, device), full_precision(), torch.autocast(device.type, enabled=False):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             x, y = x.to(device), y.to(device)
             logits = model(x)

@@ -19,7 +19,13 @@ from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from libscores.accounting import ACCOUNTANTS, calibrate_noise_multiplier, pld_interval, spent_epsilon
+from libscores.accounting import (
+    ACCOUNTANTS,
+    calibrate_noise_multiplier,
+    pld_interval,
+    spent_epsilon,
+    total_variation,
+)
 
 
 def gaussian_epsilon(noise_multiplier: float, steps: int, delta: float) -> float:
@@ -185,3 +191,17 @@ def test_impossible_budgets_are_named() -> None:
         calibrate_noise_multiplier(1, 1e-5, 0.1, 0)
     with pytest.raises(ValueError, match="no noise multiplier"):
         calibrate_noise_multiplier(1e-9, 1e-12, 1.0, 10**6)
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(2.0, 1.0, 1), (5.0, 1.0, 30), (0.7, 0.1, 1), (1.3, 0.6, 1)])
+def test_total_variation_equals_the_closed_forms(noise: float, rate: float, steps: int) -> None:
+    """Without sampling all steps are one Gaussian mechanism; one sampled step has the sampled share of its distance."""
+    exact = rate * (2 * norm.cdf(math.sqrt(steps) / (2 * noise)) - 1)
+    found = total_variation(noise, rate, steps)
+    assert exact - 1e-9 <= found == pytest.approx(exact, rel=2e-3)
+
+
+def test_total_variation_of_the_ends() -> None:
+    assert total_variation(1.0, 0.1, 0) == 0 and total_variation(0.05, 1.0, 3) <= 1
+    bounds = [total_variation(noise, 64 / 1360, 425) for noise in (3.76294, 0.81334)]
+    assert bounds == pytest.approx([0.104, 0.573], abs=5e-4)  # epsilon 1 and 10 at delta 1e-5

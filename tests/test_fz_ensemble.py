@@ -406,7 +406,8 @@ def test_saved_runs_and_scores_feed_the_mathematics(ensemble: Path) -> None:
     )
     assert found.runs == list(range(6)) and found.missing == [6, 7]
     runs = list(found.read())
-    scores = memorization([(inside, value) for inside, value, _ in runs], 200)
+    scores = memorization([(run.in_mask, run.value) for run in runs], 200)
+    np.testing.assert_allclose(runs[0].loss, -np.log(runs[0].value), rtol=1e-3, atol=1e-6)
     by_hand = np.full(200, np.nan)
     arrays = [read_run(ensemble / "fz_model_dir/mnist_smallcnn/0.7" / str(run)) for run in range(6)]
     for i in range(200):

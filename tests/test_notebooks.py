@@ -14,14 +14,15 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebook_lines import DEMO, README, STUDY_LINES, assigned, prepared, read, run_cells, tagged
 from released_files import write_config, write_scored_imagenet
 
-from libplots.notebooks import set_parameters
+from libplots.notebooks import data_path, draw_example, set_parameters
 from libstore.config import load_config
 from libstore.errors import InputError
 from scripts import execute_notebook
@@ -241,3 +242,65 @@ def test_a_stopped_notebook_says_so_in_one_line_and_leaves_nothing(signum: signa
     lines = [line for line in said.splitlines() if line != "Terminated"]  # which is the shell's
     assert len(lines) == 1 and "stopped before the end of slow.ipynb" in said, said
     assert not list((tmp_path / "out").iterdir())
+
+
+NET = """
+from torch import nn
+
+def table(num_classes, in_channels):
+    return nn.Sequential(nn.Linear(in_channels, 8), nn.Tanh(), nn.Linear(8, num_classes))
+"""
+
+
+def test_the_first_link_of_a_table_of_ones_own(bare: Path) -> None:
+    """Data by path, named on disk as everywhere; rows of a table are numbers, not images; loss beside curvature."""
+    rng = np.random.default_rng(0)
+    arrays = {f"{split}_x": rng.normal(size=(n, 5)) for split, n in (("train", 60), ("test", 10))}
+    arrays |= {f"{split}_y": np.arange(n) % 3 for split, n in (("train", 60), ("test", 10))}
+    (bare / "mine").mkdir()
+    np.savez(bare / "mine" / "letters.npz", **arrays)
+    (bare / "net.py").write_text(NET)
+    config = write_config(bare)
+    own = ("--dataset", bare / "mine" / "letters.npz", "--arch", f"{bare}/net.py:table", "--config", config)
+    for command in (
+        ("train_fz_models.py", *own, "--epochs", 3, "--stop_run", 6),
+        ("calc_curv_fz_models.py", *own, "--n_probes", 2),
+    ):
+        assert run_script(*command).returncode == 0
+    values = {"config": str(config), "dataset": "mine/letters.npz", "arch": "table", "values": ["prob"]}
+    printed = run_cells(edited(ROOT / "notebooks" / "analyze_cifar100_curv_fz.ipynb", **values))
+    assert "data set: letters\n" in printed and "letters table, ratio 0.7: 6 scored runs, 60 examples" in printed
+    rows = json.loads(next((bare / "figure_dir").glob("results_link1_letters_table_0.7_ensemble.json")).read_text())
+    statistics = {row["statistic"]: row for row in rows}
+    assert "Spearman(mem, loss), prob" in statistics and "Spearman(mem, curvature) given loss, prob" in statistics
+    assert statistics["control: membership of another run, prob"]["verdict"] == "control"
+    for end in ("", "_runs", "_examples"):
+        assert (bare / "figure_dir" / f"link1_letters_table{end}.png").stat().st_size > 10_000
+
+
+def test_examples_are_drawn_as_what_they_are() -> None:
+    import matplotlib.pyplot as plt
+
+    drawn = {
+        "gray": np.zeros((1, 4, 4)),
+        "colour": np.full((3, 4, 4), -2.5),
+        "row": np.arange(30.0),
+        "ids": np.arange(3),
+    }
+    figure = plt.figure()
+    for axis, example in zip(figure.subplots(1, 4), drawn.values(), strict=True):
+        draw_example(axis, example)
+    kinds = [(len(axis.images), len(axis.texts)) for axis in figure.axes]
+    assert kinds == [(1, 0), (1, 0), (0, 1), (0, 1)]
+    assert figure.axes[2].texts[0].get_text().split()[-2:] == ["11", "..."]
+    plt.close(figure)
+
+
+def test_paths_of_data_count_from_the_top_of_the_repository(tmp_path: Path) -> None:
+    for name in ("photos", "mnist"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data.py").touch()
+    assert data_path(tmp_path, "photos") == str(tmp_path / "photos")
+    assert data_path(tmp_path, "data.py:load") == f"{tmp_path}/data.py:load"
+    for as_it_is in ("mnist", "package.module:load", "/elsewhere/a.npz"):
+        assert data_path(tmp_path, as_it_is) == as_it_is

@@ -10,8 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from libscores.few_runs import growth_with_runs, median_over_runs_and_points
-from libscores.link1 import link1, link1_of_given
-from libscores.link2 import seed_means, trend
+from libscores.link1 import link1
+from libscores.link2 import seed_means
 from libscores.link3 import private_memorization
 from libscores.ranking import RANK_METRICS, Runs, compare_runs, split_half_interval, trajectory_similarity
 from libscores.statistics import (
@@ -100,8 +100,8 @@ def test_every_bounded_statistic_has_an_interval_of_possible_values(seed: int, n
     mem, curvature = np.clip(noisy(), 0, 1), noisy(n_runs)
     values = np.clip(masks * truth + noise * rng.random(masks.shape), 0, 1)
     runs = list(zip(masks, values, curvature, strict=True))
-    ensemble = link1(lambda: runs, n_runs, 12, n_resamples=20, n_permutations=9)
-    given_scores = link1_of_given(mem, lambda: runs, n_runs, n_permutations=9)
+    ensemble = link1(lambda: runs, n_runs, 12, n_permutations=9)
+    given_scores = link1(lambda: runs, n_runs, 12, memorization=mem, n_permutations=9)
     correlations = [ensemble.disjoint_halves]
     for found in (ensemble, given_scores):
         correlations += [*found.similarity.values(), *found.similarity_max.values()]
@@ -132,9 +132,7 @@ def test_every_bounded_statistic_has_an_interval_of_possible_values(seed: int, n
     for positive in (*growth.epsilon, median_over_runs_and_points(costs)):
         assert within(positive, 0, math.inf)
 
-    epsilons = np.array([1.0, 2.0, 3.0])
-    correlations.append(trend(epsilons, epsilons[:, None] + noise * rng.random((3, n_runs)), 20).spearman)
-    private = private_memorization(masks, values, n_resamples=20)
+    private = private_memorization(masks, values)
     correlations += [private.mean, private.shuffled]
     for estimate in correlations:
         assert within(estimate, -1, 1), estimate

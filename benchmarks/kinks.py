@@ -1,0 +1,80 @@
+"""What of Link 1 survives where curvature counts no kinks: ensembles of tanh, ReLU and ResNet networks, h from 1e-4 on.
+
+    nice -n 19 python benchmarks/kinks.py [--folder results/kinks] [--kinds tanh relu resnet18]
+
+Trains small ensembles on MNIST's first digits and scores them at several h and by exact Hessian-vector products, with
+the scripts that do it for any ensemble. For each it prints how far the finite difference is from E||Hv|| (ratio of the
+means and of the medians over digits and networks, Spearman's correlation of the two), and Spearman's correlation with
+memorization by the true label's probability, with its interval, of curvature, and of the loss. Takes minutes on a CPU;
+interrupted, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import libcli as cli
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import calc_curv_fz_models
+import train_fz_models
+from libscores.link1 import link1
+from libscores.statistics import spearman
+from libstore.config import load_config
+from libstore.scored_ensemble import ScoredEnsemble
+
+KINDS = {
+    "tanh": ("smallcnn", 16, ["--subset", "300", "--arch_options", "activation=tanh"]),
+    "relu": ("smallcnn", 16, ["--subset", "300", "--arch_options", "activation=relu"]),
+    "resnet18": ("resnet18", 6, ["--subset", "120", "--image_size", "14"]),
+}
+"""Network, number of them, and flags of its training."""
+STEPS = ("1e-4", "1e-3", "1e-2", "0.1", "exact")
+
+
+def study(kind: str, folder: Path) -> None:
+    """Train, score and print one kind of network."""
+    arch, n_runs, flags = KINDS[kind]
+    (folder / kind).mkdir(parents=True, exist_ok=True)
+    config_file = folder / kind / "config.json"
+    places = {key: key for key in ("fz_model_dir", "private_model_dir")} | {"data_dir": str(Path("data").resolve())}
+    config_file.write_text(json.dumps(places))
+    common = ["--dataset", "mnist", "--arch", arch, "--config", str(config_file)]
+    train_fz_models.main([*common, *flags, "--stop_run", str(n_runs), "--epochs", "20"])
+    config, found = load_config(config_file), {}
+    for step in STEPS:
+        how = ["--exact"] if step == "exact" else ["--h", step]
+        calc_curv_fz_models.main([*common, "--n_probes", "4", *how])
+        h = "exact" if step == "exact" else float(step)
+        found[step] = ScoredEnsemble.find(
+            config.fz_models("mnist"), config.fz_score_dir("mnist"), "mnist", arch, "0.7", h=h, value="prob"
+        )
+    scores = {step: np.array([run.curvature for run in one.read()], dtype=float) for step, one in found.items()}
+    exact = scores["exact"]
+    print(f"\n{kind}: {n_runs} networks, {exact.shape[1]} digits")
+    print("h      mean/exact  median/exact  Spearman(exact)  Spearman(mem, curvature)   given loss")
+    for step, ensemble in found.items():
+        result = link1(ensemble.read, n_runs, exact.shape[1], n_permutations=1)
+        link, values = result.links["curvature"], scores[step]
+        ratios = values.mean() / exact.mean(), np.median(values) / np.median(exact)
+        agree = np.mean([spearman(one, other) for one, other in zip(values, exact, strict=True)])
+        correlations = f"{link.similarity['Spearman']:.2f}   {link.partial:.2f}"
+        print(f"{step:6} {ratios[0]:10.2f}  {ratios[1]:12.2f}  {agree:15.3f}  {correlations}")
+    print(f"loss: Spearman(mem, loss) {result.links['loss'].similarity['Spearman']:.2f}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the kinds that are asked for."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--folder", default="results/kinks", help="where models and scores go")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="networks")
+    args = parser.parse_args(argv)
+    for kind in args.kinds:
+        study(kind, Path(args.folder))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from libdata.datasets import load_dataset
 from libscores.atlas import Budget
-from libstore.config import Config
 from libstore.score_columns import LESS
 
 MAIN = (
@@ -41,18 +39,6 @@ def oriented(table: pd.DataFrame, about: Mapping[str, Any], names: Sequence[str]
 def sign(about: Mapping[str, Any], name: str) -> float:
     """Return -1 for a score that falls where exposure rises."""
     return -1.0 if about["columns"][name]["direction"] == LESS else 1.0
-
-
-def read_inputs(paths: Config, dataset: str, index: np.ndarray) -> dict[int, np.ndarray]:
-    """Return inputs of training examples by position.
-
-    Args:
-        paths: Where data sets are.
-        dataset: As --dataset takes it.
-        index: Positions, (n,).
-    """
-    data = load_dataset(dataset, "train", paths.data_dir, index=index)
-    return dict(zip(index.tolist(), data.images.numpy(), strict=True))
 
 
 def draw_matrix(title: str, names: Sequence[str], value: np.ndarray, order: np.ndarray) -> Figure:
@@ -100,30 +86,4 @@ def draw_curves(title: str, curves: Mapping[str, np.ndarray]) -> Figure:
         ylabel="rate of true positives", title=title,
     )  # fmt: skip
     axis.legend(frameon=False)
-    return figure
-
-
-def draw_examples(title: str, groups: Mapping[str, Sequence[tuple[np.ndarray, str]]]) -> Figure:
-    """Draw examples in rows, each group under its name.
-
-    Args:
-        title: Over all.
-        groups: Of each row its inputs, images (C, H, W) or anything else, and what is written over each.
-    """
-    count = max(map(len, groups.values()))
-    figure, axes = plt.subplots(
-        len(groups), count, figsize=(1.25 * count, 1.9 * len(groups)), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for row, (name, examples) in zip(axes, groups.items(), strict=True):
-        for number, (axis, (x, text)) in enumerate(zip(row, examples, strict=False)):
-            axis.set_title(text if number else f"{name}\n{text}", fontsize=7, loc="left")
-            if x.ndim == 3 and len(x) in (1, 3):
-                image = (x - x.min()) / max(float(np.ptp(x)), 1e-12)
-                axis.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray_r" if len(x) == 1 else None)
-            else:
-                words = " ".join(f"{number:.3g}" for number in x.flatten()[:12])
-                axis.text(0, 0.5, words, fontsize=6, wrap=True, transform=axis.transAxes)
-    figure.suptitle(title, fontsize=10)
     return figure

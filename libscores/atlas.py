@@ -14,12 +14,14 @@ from scipy import stats
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from libscores.agreement import corrected, partial_spearman
+from libscores.correlation import corrected, partial_spearman
 from libscores.memorization import RunningMean
-from libscores.statistics import CORRELATION, SHARE, Estimate, bootstrap_interval, spearman
+from libscores.statistics import CORRELATION, SHARE, Estimate, bootstrap_interval, spearman, student_interval
 
 TOPS = (0.01, 0.05, 0.1)
 """Shares of the examples that count as the top."""
+TOP = 0.05
+"""The one of them that budgets are about."""
 
 
 class Matrix(NamedTuple):
@@ -136,11 +138,7 @@ def within_classes(x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> Estimate
     found = [
         spearman(x[labels == label], y[labels == label]) for label in np.unique(labels) if (labels == label).sum() > 3
     ]
-    values = np.array(found)[np.isfinite(found)]
-    if values.size < 2:
-        return Estimate(float(values.mean()) if values.size else float("nan"), float("nan"), float("nan"))
-    half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    return Estimate(*np.clip([values.mean(), values.mean() - half, values.mean() + half], *CORRELATION).tolist())
+    return student_interval(np.array(found), CORRELATION)
 
 
 def disagreements(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,13 +160,15 @@ class Budget(NamedTuple):
 
     Attributes:
         sizes: Numbers of networks.
-        correlation: Spearman's correlation of the score from that many networks with the target, with the spread of
-            95 % of draws of networks.
+        correlation: Spearman's correlation of the score from that many networks with the target, mean over draws of
+            networks, with the spread of 95 % of the draws; none where every draw is the same.
+        top: Share of the target's top 5 % that is in the score's, likewise.
         coverage: Share of the examples that have a score.
     """
 
     sizes: tuple[int, ...]
     correlation: list[Estimate]
+    top: list[Estimate]
     coverage: list[float]
 
 
@@ -225,12 +225,19 @@ def budget(
         sign: -1 for a score that falls where the target rises.
     """
     score = sign * combined(runs, weights, len(target), difference=difference)
-    found: list[list[float]] = [[] for _ in sizes]
-    shares: list[list[float]] = [[] for _ in sizes]
-    for row, one in enumerate(score):
+    n_draws, rows = len(weights) // len(sizes), []
+    for one in score:
         both = np.isfinite(one) & np.isfinite(target)
-        which = row // (len(score) // len(sizes))
-        found[which].append(spearman(one[both], target[both]) if both.sum() > 3 else np.nan)
-        shares[which].append(float(both.mean()))
-    estimates = [Estimate(float(np.mean(values)), *np.quantile(values, [0.025, 0.975]).tolist()) for values in found]
-    return Budget(tuple(sizes), estimates, [float(np.mean(share)) for share in shares])
+        x, y = one[both], target[both]
+        known = both.sum() > 3
+        share = top_overlap(x, y, TOP, n_resamples=0).value if known else np.nan
+        rows.append((spearman(x, y) if known else np.nan, share, both.mean()))
+
+    def spread(values: np.ndarray, of: np.ndarray) -> Estimate:
+        ends = np.quantile(values, [0.025, 0.975]) if np.ptp(of, axis=0).any() else np.full(2, np.nan)
+        return Estimate(float(values.mean()), *ends.tolist())
+
+    found = np.array(rows).reshape(len(sizes), n_draws, 3)
+    drawn = weights.reshape(len(sizes), n_draws, -1)
+    correlation, top = ([spread(part[:, k], of) for part, of in zip(found, drawn, strict=True)] for k in (0, 1))
+    return Budget(tuple(sizes), correlation, top, found[:, :, 2].mean(axis=1).tolist())

@@ -344,7 +344,8 @@ class ByRun:
     """A score of every run of an ensemble.
 
     Attributes:
-        read: Called to read, of each run, whether it trained on each example and the score, NaN where it has none.
+        read: Called to read, of each run, whether it trained on each example (for held-out consistency whether it did
+            not) and the score, NaN where it has none.
         seconds: What a network cost, training and scoring, mean over the runs, as their provenance says; scores that
             were taken in one go share their seconds.
         difference: The score is a difference between runs that hold an example and those that do not.
@@ -362,7 +363,7 @@ class RunByRun:
     Attributes:
         n_runs: Number T of runs.
         examples: Positions of the examples, (N,).
-        scores: Memorization first, and every score that all runs have, by the name of its column.
+        scores: Memorization first, held-out consistency, and every score that all runs have, by column.
     """
 
     n_runs: int
@@ -385,7 +386,10 @@ def scores_by_run(places: Places) -> RunByRun:
     arrays = [kept(folder / "aux_arrays.npz") for folder in folders]
     training = seconds(one.sidecar if one else None for one in arrays)
     value = "prob" if next(ensemble.arrays()).prob else "correctness"
-    found = {f"memorization_{value}": ByRun(lambda: ensemble.laid_out(value), training, difference=True)}
+    found = {
+        f"memorization_{value}": ByRun(lambda: ensemble.laid_out(value), training, difference=True),
+        f"consistency_{value}": ByRun(lambda: ((~mask, of) for mask, of in ensemble.laid_out(value)), training),
+    }
     for (score, step), by_run in _scored(ensemble).items():
         if len(by_run) == len(ensemble.runs):
             scored = ScoredEnsemble.find(

@@ -115,6 +115,13 @@ def test_a_budget_is_the_mean_over_a_few_runs_against_the_target() -> None:
         score = atlas.combined(zip(masks, values, strict=True), weights[draw : draw + 1], 60, difference=False)[0]
         expected.append(stats.spearmanr(score, truth, nan_policy="omit").statistic)
     assert found.correlation[1].value == pytest.approx(np.mean(expected))
+    tops = []
+    for draw in range(5, 10):
+        score = atlas.combined(zip(masks, values, strict=True), weights[draw : draw + 1], 60, difference=False)[0]
+        known = np.isfinite(score)
+        tops.append(len(set(np.argsort(score[known])[-3:]) & set(np.argsort(truth[known])[-3:])) / 3)
+    assert found.top[1].value == pytest.approx(np.mean(tops))
+    assert np.isnan(found.correlation[2].low) and found.correlation[1].low < found.correlation[1].high
     assert found.correlation[0].value < found.correlation[2].value and found.coverage[0] < found.coverage[2]
     whole = atlas.combined(zip(masks, values, strict=True), np.ones((1, 12)), 60, difference=True)[0]
     assert np.allclose(whole, memorization(zip(masks, values, strict=True), 60).score, equal_nan=True)
@@ -153,7 +160,7 @@ def test_the_atlas_says_what_the_table_holds(study: Path) -> None:
     expected = stats.spearmanr(table["memorization_prob"], table["curvature"], nan_policy="omit").statistic
     row = next(row for row in rows if row["statistic"] == "Spearman(memorization_prob, curvature)")
     assert row["value"] == pytest.approx(expected) and row["low"] < expected < row["high"]
-    assert "missing: grand; to make it: python calc_curv_fz_models.py" in printed and "3 networks: " in printed
+    assert "missing: grand; to make it: python calc_curv_fz_models.py" in printed and "3 networks" in printed
     cells = json.loads((study / "figure_dir" / "score_atlas.ipynb").read_text())["cells"]
     figures = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
     assert len(figures) == 5 and (study / "figure_dir" / "score_atlas_mnist_smallcnn.png").exists()

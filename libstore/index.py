@@ -77,8 +77,7 @@ def planned_size(path: str | Path | None) -> int | None:
 
     Subsets that are drawn example by example differ in size, which must not change sample rate, noise and steps.
     """
-    sidecar = Path(path or "").with_suffix(".json")
-    if path is None or Path(path).suffix != ".npy" or not sidecar.exists():
+    if path is None or Path(path).suffix != ".npy" or not Path(path).with_suffix(".json").exists():
         return None
     return read_sidecar(Path(path))["settings"].get("planned")
 

@@ -377,7 +377,7 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     name = "analyze_cifar100_curv_fz"
     dirs = {key: str(ensemble / key) for key in ("fz_model_dir", "score_dir")}
     config = write_config(tmp_path, **dirs)
-    parameters = {"config": config, "dataset": "mnist", "arch": "smallcnn", "n_resamples": "5", "stop_run": "7"}
+    parameters = {"config": config, "dataset": "mnist", "arch": "smallcnn", "n_groups": "5", "stop_run": "7"}
     flags = [word for key, value in parameters.items() for word in ("-p", key, value)]
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -398,7 +398,8 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     rows = json.loads((figures / "results_link1_mnist_smallcnn_0.7_ensemble.json").read_text())
     assert {row["statistic"] for row in rows} >= {
         "Spearman(mem, curvature), correctness",
-        "control: random pairs, prob",
+        "reference: random pairs, prob",
+        "Spearman(mem, curvature) given loss, prob",
     }
     table = subprocess.run(
         [sys.executable, "scripts/print_results.py", str(figures)], cwd=ROOT, capture_output=True, text=True, check=True

@@ -28,7 +28,7 @@ from libstore.errors import InputError
 from libstore.fz import RunArrays, ensemble_root, run_dir
 from libstore.score_table import Column, Gathered
 from libstore.scored_ensemble import ScoredEnsemble, check_runs, checked_runs, usable_runs, values_on
-from libstore.scores import CURVATURE, LABELS, TRACE, fz_model_name, score_path
+from libstore.scores import CURVATURE, TRACE, fz_model_name, score_path, scores_there
 from libstore.store import array_bytes, arrays_bytes, check_format, file_sha256, read_sidecar
 
 PAIRS, MATRIX, CURVES = "influence.npz", "influence_matrix.npy", "membership.npz"
@@ -233,13 +233,8 @@ def _scored(ensemble: _Ensemble) -> dict[tuple[str, str], dict[int, dict[str, An
     there: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for run in ensemble.runs:
         name = fz_model_name(places.dataset, places.arch, places.ratio, run)
-        for path in sorted((places.fz_scores / name).glob(f"*_{name}*.json")):
-            said = read_sidecar(path)
-            settings = said["settings"]
-            if settings.get("score", LABELS) == LABELS or not path.with_suffix(".npy").exists():
-                continue
-            step = "exact" if settings.get("exact") else str(settings["h"]) if "h" in settings else ""
-            there.setdefault((settings["score"], step), {})[run] = said
+        for key, path in scores_there(places.fz_scores, name).items():
+            there.setdefault(key, {})[run] = read_sidecar(path)
     return dict(sorted(there.items()))
 
 

@@ -209,9 +209,10 @@ class TableFiles:
 
     def save(self, table: pd.DataFrame, gathered: Gathered, content_sha256: str | None) -> None:
         """Write what goes beside the table, then its description, then the table itself."""
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        parquet, text = buffer.getvalue(), table.to_csv(index=False).encode()
+        buffers = io.BytesIO(), io.BytesIO()
+        table.to_parquet(buffers[0], index=False)
+        table.to_csv(buffers[1], index=False, mode="wb")
+        parquet, text = (buffer.getvalue() for buffer in buffers)
         told = {
             "dataset": self.dataset,
             "arch": self.arch,

@@ -105,6 +105,10 @@ def test_other_data_than_there_are_is_one_line_that_says_what_is_there(path: Pat
         settings = {"data": {"dataset": "mnist"}, "model": {"arch": "lenet5"}, "suffix": "seed_3"}
         (folder / "model.json").write_text(json.dumps({"settings": settings, "sha256": ""}))
         changes, there = {"datasets": ["cifar10"]}, "there is mnist lenet5, suffix seed_* (1 models, 0 scored"
+    elif "target" in said:
+        (bare / "results" / "scores").mkdir(parents=True)
+        (bare / "results" / "scores" / "table_mnist_lenet5.parquet").touch()
+        changes, there = {"arch": "resnet18"}, "there is table_mnist_lenet5; to make it: python score_table.py"
     else:
         write_scored_imagenet(bare / "results", 20, [3, 4])
         shutil.copytree(bare / "results" / "scores", bare / "results" / "score_dir")

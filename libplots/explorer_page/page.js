@@ -341,14 +341,14 @@ const explorer = (() => {
   function controls() {
     const names = settings.columns.map(({name}) => name), errors = settings.columns.map(({se}) => se).filter(Boolean)
     const group = (label, list) => element("optgroup", {label}, ...list.map(name => new Option(name, name)))
-    const all = () => [group("Scores", names), group("Standard errors", errors), group("Data", ["example"])]
+    const all = others => [group("Scores", names), group("Standard errors", errors), group("Data", others)]
     for (const axis of AXES) {
-      options(at(axis), all(), settings.view[axis])
+      options(at(axis), all(["example", "label"]), settings.view[axis])
       options(at(`${axis}-scale`), SCALES, usualScale(settings.view[axis]))
       at(axis).onchange = () => { at(`${axis}-scale`).value = usualScale(at(axis).value); place() }
       at(`${axis}-scale`).onchange = place
     }
-    options(at("colour"), [new Option("class", "label"), ...all()], settings.view.colour)
+    options(at("colour"), [new Option("class", "label"), ...all(["example"])], settings.view.colour)
     options(at("colour-scale"), SCALES, "rank")
     options(at("class"), [new Option("all", ""), ...range(settings.num_classes).map(String)], "")
     options(at("by"), names, settings.view.y1)

@@ -239,10 +239,11 @@ const explorer = (() => {
     for (const line of at("table").tBodies[0].rows) line.classList.toggle("current", Number(line.dataset.row) === row)
   }
 
-  function nearest(indices, geometry, plot) {
-    const x = points.data[`x${plot}`], y = points.data[`y${plot}`], {x_range, y_range} = model(`plot${plot}`)
-    const far = i => Math.hypot((x[i] - geometry.x) / (x_range.end - x_range.start),
-      (y[i] - geometry.y) / (y_range.end - y_range.start))
+  // Of the points that the cursor touches, the one whose middle is nearest.
+  function nearest(indices, {sx, sy}, plot) {
+    const {x_scale, y_scale} = Bokeh.index.find_one(model(`plot${plot}`)).frame
+    const x = points.data[`x${plot}`], y = points.data[`y${plot}`]
+    const far = i => Math.hypot(x_scale.compute(x[i]) - sx, y_scale.compute(y[i]) - sy)
     return indices.reduce((best, i) => best == null || far(i) < far(best) ? i : best, null)
   }
 

@@ -49,7 +49,7 @@ sh scripts/run_jobs.sh "$out/score_dp.sh" -j "$jobs"
 
 step "6/8 Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
 instance="--config scripts/demo_config.json --data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp \
-    --save_freq 10 --stages 21 --points 150 --points-sample 150"
+    --save_freq 10 --stages 21 --points 150 --points_sample 150"
 for run in 1 2 3; do
     echo "sh sensitivity/run.sh $instance --run $run"
 done >"$out/per_instance.sh"

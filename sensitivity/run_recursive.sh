@@ -19,7 +19,7 @@ while [ "$round" -le "$rounds" ]; do
     gone=${source}_cheapest_$remove.txt
     experiment=cheapest_$remove
     [ "$round" -eq 1 ] || experiment=recursive_${remove}_$round
-    train "_${experiment}_" "$@" --remove-points "$gone" --points "${source}_cheapest_${remove}_kept.txt" --points-sample 0
+    train "_${experiment}_" "$@" --remove_points "$gone" --points "${source}_cheapest_${remove}_kept.txt" --points_sample 0
     account "_${experiment}_" "compo_res_$experiment" ${overwrite:+"$overwrite"}
     source=$compo/compo_res_$experiment
     round=$((round + 1))

@@ -29,19 +29,19 @@ line() {
 removal() {
     case $1 in c) list=$at_c ;; p) list=$at_p ;; esac
     list=$list/compo_res/compo_res_all_${2}_100
-    line "$1" --run "$3" --name "_${2}_100_$3" --remove-points "'$list.txt'" --points "'${list}_kept.txt'"
+    line "$1" --run "$3" --name "_${2}_100_$3" --remove_points "'$list.txt'" --points "'${list}_kept.txt'"
 }
 
 {
-    for run in 1 2 3; do line c --run $run; line p --run $run; done
-    for run in 4 5; do line c --run $run; done
+    for run in 1 2; do line c --run $run; line p --run $run; done
+    line c --run 3
 } >"$at_c/study_1.sh"
 sh scripts/run_jobs.sh "$at_c/study_1.sh" "$@"
 
 # The points to remove, chosen by these runs.
 for at in "$at_c" "$at_p"; do
     files=''
-    for run in 1 2 3 4 5; do [ ! -e "$at/res/res$run.csv" ] || files="$files '$at/res/res$run.csv'"; done
+    for run in 1 2 3; do [ ! -e "$at/res/res$run.csv" ] || files="$files '$at/res/res$run.csv'"; done
     eval "python renyi_per_instance_sum_compo.py $files --output_dir '$at/compo_res' --name compo_res_all"
     for which in cheapest random dearest; do
         python sensitivity/compo_res/rank.py "$at/compo_res/compo_res_all_totals.csv" --cost 'realised sum mean' \
@@ -50,13 +50,15 @@ for at in "$at_c" "$at_p"; do
 done
 
 {
-    for run in 1 2 3; do removal c cheapest $run; removal p cheapest $run; done
+    for run in 1 2; do removal c cheapest $run; removal p cheapest $run; done
     for seed in init order noise; do
         line c --run 1 --${seed}_seed 101 --name _$seed
         line p --run 1 --${seed}_seed 101 --name _$seed
     done
+    removal c cheapest 3
     for run in 1 2 3; do removal c random $run; removal c dearest $run; done
-    for run in 4 5; do removal c cheapest $run; done
-    for run in 6 7 8 9 10; do line c --run $run; removal c cheapest $run; done
+    line p --run 3
+    removal p cheapest 3
+    for run in 4 5 6 7 8 9 10; do line c --run $run; removal c cheapest $run; done
 } >"$at_c/study_2.sh"
 sh scripts/run_jobs.sh "$at_c/study_2.sh" "$@"

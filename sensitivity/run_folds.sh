@@ -5,7 +5,7 @@
 # Flags: --folds F (2) --fold_size N (30) --runs R (10) --config FILE --overwrite; others go to compute_sensitivity.py and
 # must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly. A point's fold leaves N - 1 others out.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove-points
+refuse_flags 'is set here' run name seed remove_points
 folds=${folds:-2}
 folder=$(folder)
 job "$python" sensitivity/folds.py "$folder/res/res1.csv" --folds "$folds" --fold_size "$fold_size" \

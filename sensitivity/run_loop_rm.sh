@@ -4,7 +4,7 @@
 # Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --config FILE --overwrite; others
 # go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove-points
+refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}
 folder=$(folder)
 removal=${which}_$remove

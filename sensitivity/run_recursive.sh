@@ -6,7 +6,7 @@
 # and is not trained twice; round k's costs are compo_res/compo_res_recursive_<M>_<k>_totals.csv, and
 # compo_res/recursive_<M>.csv says what fewer trainings would have said.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove-points
+refuse_flags 'is set here' run name seed remove_points
 folder=$(folder)
 compo=$folder/compo_res
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}

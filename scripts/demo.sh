@@ -49,7 +49,7 @@ seeds="0 1 2 3 4 5"
 epsilons="1 5 10 20 40 100"
 python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
 sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
-    --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
+    --epsilons_per_job 3 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
 in_parallel train_dp
 step "Link 2: curvature of every digit under every private network"
 for seed in $seeds; do

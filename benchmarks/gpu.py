@@ -424,7 +424,7 @@ def private_part(bench: Bench) -> Iterator[Row]:
         return lambda steps: sum(trainer.take_step().size for _ in range(steps))
 
     def theirs(mode: str, precision: str) -> Callable[[int], int]:
-        from peers import opacus_steps, plain_steps
+        from dp_sgd import opacus_steps, plain_steps
 
         cast = partial(torch.autocast, bench.device.type, torch.bfloat16, enabled=precision == "bf16")
         model = private_network(arch).to(bench.device)

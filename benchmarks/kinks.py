@@ -29,9 +29,9 @@ from libstore.config import load_config
 from libstore.scored_ensemble import ScoredEnsemble
 
 KINDS = {
-    "tanh": ("smallcnn", 16, ["--subset", "300", "--arch_options", "activation=tanh"]),
-    "relu": ("smallcnn", 16, ["--subset", "300", "--arch_options", "activation=relu"]),
-    "residual": ("residual", 16, ["--subset", "300", "--image_size", "14"]),
+    "tanh": ("smallcnn", 24, ["--subset", "300", "--arch_options", "activation=tanh"]),
+    "relu": ("smallcnn", 24, ["--subset", "300", "--arch_options", "activation=relu"]),
+    "residual": ("residual", 24, ["--subset", "300", "--image_size", "14", "--lr", "0.03"]),
 }
 """Network, number of them, and flags of its training."""
 STEPS = ("1e-4", "1e-3", "1e-2", "0.1", "exact")
@@ -69,7 +69,7 @@ def study(kind: str, folder: Path) -> None:
     config_file.write_text(json.dumps(places))
     network = f"{Path(__file__).resolve()}:{arch}" if kind == "residual" else arch
     common = ["--dataset", "mnist", "--arch", network, "--config", str(config_file)]
-    train_fz_models.main([*common, *flags, "--stop_run", str(n_runs), "--epochs", "20"])
+    train_fz_models.main([*common, *flags, "--stop_run", str(n_runs), "--epochs", "30", "--batch_size", "32"])
     config, found = load_config(config_file), {}
     for step in STEPS:
         how = ["--exact"] if step == "exact" else ["--h", step]

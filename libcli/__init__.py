@@ -1,6 +1,7 @@
 """What every script's command line shares: its parser, common flags, value checks and how it ends.
 
-Scripts import this before anything slow, so that a Ctrl-C while libraries load is one line.
+Scripts import this before anything slow, so that a Ctrl-C while libraries load is one line. What imports PyTorch is
+imported by their `main`, once the flags are accepted: --help and refused flags need none of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -247,8 +249,13 @@ def run(main: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
-def _stop_at_once(signum: int, frame: object) -> NoReturn:
-    raise Stopped(signum, "stopped; run the same command again to go on")
+def _stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
+    message = "stopped; run the same command again to go on"
+    while frame:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":  # a library may catch what is raised there
+            end_by(signum, message)
+        frame = frame.f_back
+    raise Stopped(signum, message)
 
 
 def _say_and_exit(message: str, status: int) -> NoReturn:

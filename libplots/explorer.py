@@ -57,7 +57,7 @@ def default_view(columns: Sequence[str]) -> dict[str, str]:
 
     y = first("memorization_prob", "memorization")
     x = first("curvature", "hessian_trace", "trace", but=(y,))
-    x2 = first("instance_epsilon_realised", "instance_epsilon", "loss", "margin", but=(x, y))
+    x2 = first("instance_epsilon", "loss", "private_loss", "epsilon_sensitivity", but=(x, y))
     return {"x1": x, "y1": y, "x2": x2, "y2": y, "colour": "label"}
 
 

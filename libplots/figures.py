@@ -75,7 +75,7 @@ def curvature_against_epsilon(
     title: str, curvature: CurvatureByGroup, fit: CurveFit | None, statistic: str = "mean"
 ) -> Figure:
     """Draw a statistic of curvature against epsilon: members with every model and the fit, then the other groups."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained", sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
     for group, tables in curvature.tables.items():
         table, axis = tables[statistic], left if group == MEMBERS else right
         known = np.isfinite(table).any(axis=1)
@@ -105,7 +105,7 @@ def memorization_against_epsilon(
         delta: Of the trainings.
         bounds: Total variation of the trainings that were run, (E,).
     """
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.4, 5.6), layout="constrained")
     grid = np.geomspace(min(0.1, epsilons.min()), epsilons.max() * 1.2, 300)
     axis.plot(grid, pure_bound(grid), color="tab:red", label=r"bound $1 - e^{-\epsilon}$ (paper)")
     axis.plot(
@@ -121,7 +121,7 @@ def memorization_against_epsilon(
     draw_estimates(axis, epsilons * 1.04, control, color="tab:gray", label="control: membership shuffled", markersize=4)
     axis.axhline(0, color="black", lw=0.5)
     axis.set(xscale="log", xlabel=r"privacy budget $\epsilon$", ylabel="mean memorization of the top k", title=title)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure
 
 
@@ -189,6 +189,8 @@ def correlation_against_runs(title: str, results: Mapping[str, Link1]) -> Figure
                 axis.axhline(link.corrected.value, color=color, ls="--", lw=0.8, label=f"{key}, corrected for noise")
                 axis.axhspan(link.corrected.low, link.corrected.high, color=color, alpha=0.1)
         axis.set(xscale="log", xlabel="networks", ylabel="Spearman with memorization", title=f"memorization: {value}")
+        axis.minorticks_off()
+        axis.set_xticks(n_runs, labels=map(str, n_runs))
         axis.legend(frameon=False)
     figure.suptitle(title)
     return figure

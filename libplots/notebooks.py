@@ -97,15 +97,13 @@ def draw_examples(
 ) -> None:
     """Draw inputs, (N, ...), in rows of so many, each with a line above and one below."""
     figure.suptitle(title)
-    rows = -(-len(examples) // columns)
-    axes = figure.subplots(max(rows, 1), columns, squeeze=False).flat
-    for axis in axes:
-        axis.axis("off")
-    for axis, example, title, label in zip(axes, examples, above, below, strict=False):
-        axis.axis("on")
+    axes = figure.subplots(max(1, -(-len(examples) // columns)), columns, squeeze=False).ravel()
+    for axis, example, over, under in zip(axes, examples, above, below, strict=False):
         draw_example(axis, example)
-        axis.set_title(title, fontsize=8)
-        axis.set_xlabel(label, fontsize=8)
+        axis.set_title(over, fontsize=8)
+        axis.set_xlabel(under, fontsize=8)
+    for axis in axes[len(examples) :]:
+        axis.axis("off")
 
 
 def scored_there(paths: Config, h: float) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 FEW = 2
 """Examples on a border that a right model may mark otherwise, by rounding, where next to none is marked."""
@@ -48,10 +47,14 @@ class Overlap:
             share: The right order has at most this share of a random order's differences, and `FEW` more, in the
                 mean.
         """
+        from scipy import special
+
         return float(special.gammainc(self.differ, share * self.expected + FEW)) if self.differ else 1.0
 
     def p_rate(self, rate: float) -> float:
         """Probability of as many differences, or more, if an example differs with probability `rate`."""
+        from scipy import special
+
         return float(special.betainc(self.differ, self.n - self.differ + 1, rate)) if self.differ else 1.0
 
 
@@ -69,6 +72,7 @@ def overlap(recorded: np.ndarray, now: np.ndarray) -> Overlap:
 
 def _hypergeometric_tail(both: int, n: int, r: int, c: int) -> float:
     """Return the probability that of r and c out of n, drawn independently, `both` or more coincide."""
+    from scipy import special
 
     def log_choose(n: int, k: np.ndarray) -> np.ndarray:
         return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)

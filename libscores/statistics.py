@@ -207,7 +207,11 @@ def permutation_tests(a: np.ndarray, b: np.ndarray, n_permutations: int, seed: i
             shuffled[name].append(float(x @ y[order]))
     tests = {}
     for name, (x, y) in pairs.items():
-        value, mean, null = float(x @ y), float(x.sum() * y.mean()), np.array(shuffled[name])
+        value, mean, null = (
+            float(x @ y),
+            float(x.sum() * y.mean()) if name == "cosine" else 0.0,
+            np.array(shuffled[name]),
+        )
         low, high = np.quantile(null, [0.025, 0.975])
         extreme = np.count_nonzero(np.abs(null - mean) >= abs(value - mean))
         tests[name] = PermutationTest(value, float(low), float(high), (1 + extreme) / (1 + n_permutations), mean)

@@ -246,7 +246,8 @@ def exchanges_or_adds(models: Sequence[PrivateModel]) -> str:
     """
     sizes = [model.settings["train_on"] for model in models]
     planned = {size.get("planned") for size in sizes}
-    return ADDS if len(planned) == 1 and len({size["n_examples"] for size in sizes}) > 1 else EXCHANGES
+    drawn = len(planned - {None}) == len(planned) == 1 and len({size["n_examples"] for size in sizes}) > 1
+    return ADDS if drawn else EXCHANGES
 
 
 def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -49,16 +49,21 @@ sh scripts/run_jobs.sh "$out/score_dp.sh" -j "$jobs"
 
 step "6/8 Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
 instance="--config scripts/demo_config.json --data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp \
-    --save_freq 10 --stages 21 --points 150 --points-sample 150"
+    --save_freq 10 --stages 21 --points 150 --points_sample 150"
 for run in 1 2 3; do
     echo "sh sensitivity/run.sh $instance --run $run"
 done >"$out/per_instance.sh"
 sh scripts/run_jobs.sh "$out/per_instance.sh" -j "$jobs"
-step "7/8 Per-instance privacy: costs and ranks; the 30 cheapest digits removed, as a control 30 random ones"
+step "7/8 Per-instance privacy: the 30 cheapest digits removed, twice, 30 random ones as a control; both directions of 30"
 for which in cheapest random; do
     echo "sh sensitivity/run_loop_rm.sh $instance --runs 3 --remove 30 --which $which"
 done >"$out/removal.sh"
 sh scripts/run_jobs.sh "$out/removal.sh" -j "$jobs"
+{
+    echo "sh sensitivity/run_folds.sh $instance --runs 3 --folds 1"
+    echo "sh sensitivity/run_recursive.sh $instance --runs 3 --remove 30 --rounds 2"
+} >"$out/rounds.sh"
+sh scripts/run_jobs.sh "$out/rounds.sh" -j "$jobs"
 
 step "8/8 Figures and notebooks"
 python loss_v_priv.py $common --suffix 'memorization_seed_*'

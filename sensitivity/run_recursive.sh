@@ -6,7 +6,7 @@
 # and is not trained twice; round k's costs are compo_res/compo_res_recursive_<M>_<k>_totals.csv, and
 # compo_res/recursive_<M>.csv says what fewer trainings would have said.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove-points
+refuse_flags 'is set here' run name seed remove_points
 folder=$(folder)
 compo=$folder/compo_res
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
@@ -19,7 +19,7 @@ while [ "$round" -le "$rounds" ]; do
     gone=${source}_cheapest_$remove.txt
     experiment=cheapest_$remove
     [ "$round" -eq 1 ] || experiment=recursive_${remove}_$round
-    train "_${experiment}_" "$@" --remove-points "$gone" --points "${source}_cheapest_${remove}_kept.txt" --points-sample 0
+    train "_${experiment}_" "$@" --remove_points "$gone" --points "${source}_cheapest_${remove}_kept.txt" --points_sample 0
     account "_${experiment}_" "compo_res_$experiment" ${overwrite:+"$overwrite"}
     source=$compo/compo_res_$experiment
     round=$((round + 1))

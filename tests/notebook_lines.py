@@ -33,7 +33,6 @@ def lines_of(path: Path) -> list[list[str]]:
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README, DEMO = [line for page in PAGES for line in lines_of(page)], lines_of(ROOT / "scripts" / "demo.sh")
-STUDY_LINES = lines_of(ROOT / "docs" / "mnist_study" / "README.md")
 
 
 def prepared(words: list[str], root: Path = ROOT) -> dict:

@@ -19,6 +19,7 @@ from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from libscores import accounting
 from libscores.accounting import (
     ACCOUNTANTS,
     calibrate_noise_multiplier,
@@ -92,6 +93,24 @@ def check_least(epsilon: float, rate: float, steps: int, accountant: str) -> Non
 @pytest.mark.parametrize(("epsilon", "rate", "steps"), [(0.5, 0.01, 40), (2, 1.0, 3), (60, 0.2, 50)])
 def test_calibrated_noise_is_the_least(epsilon: float, rate: float, steps: int) -> None:
     check_least(epsilon, rate, steps, "pld")
+
+
+@pytest.mark.parametrize("epsilon", [1, 10, 40])
+def test_calibration_takes_few_fine_evaluations_and_ends_at_the_least(
+    epsilon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[float] = []
+    bound = accounting._pld_epsilon
+
+    def counted(*arguments: float) -> float:
+        widths.append(arguments[-1])
+        return bound(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(accounting, "_pld_epsilon", counted)
+    fine = pld_interval(epsilon)
+    noise, spent = calibrate_noise_multiplier(epsilon, 1e-5, 64 / 1800, 562)
+    assert widths.count(fine) <= 3 and len(widths) <= 12 and min(widths) == fine
+    assert spent <= epsilon < spent_epsilon(round(noise - 1e-5, 5), 64 / 1800, 562, 1e-5, interval=fine)
 
 
 @given(epsilon=st.floats(0.1, 1000), rate=st.floats(0.001, 1), steps=st.integers(1, 10**5))

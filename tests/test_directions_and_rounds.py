@@ -136,7 +136,7 @@ def test_bad_rounds_and_folds_are_refused(study: Path, tmp_path: Path) -> None:
         status, _, err = finish(script, *flags)
         assert status == 2 and len(err.splitlines()) == 1 and mention in err
     line = (SCRIPT, *FLAGS[:-2], "--config", study / "config.json", "--name", "_x")
-    assert_refused(run_script(*line, "--points", "removed"), "--points removed", "--remove-points")
+    assert_refused(run_script(*line, "--points", "removed"), "--points removed", "--remove_points")
     few = ("--remove-points", gone, "--points", "removed", "--points-sample", 3)
     assert_refused(run_script(*line, *few), "--points-sample 3", "--points removed")
 

@@ -109,6 +109,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     frame["loss"] = np.round(rng.exponential(1, n), 1)  # with ties, and zeros, which no logarithmic axis has
     frame["margin"] = rng.normal(0, 5, n)
     frame.loc[[7, 70], "margin"] = np.nan
+    frame.loc[51, ["curvature", "memorization_prob"]] = (
+        frame["curvature"][50] * 10**0.07,
+        frame["memorization_prob"][50],
+    )
     influence = -np.sort(-rng.normal(0, 0.2, (200, 3)))
     influence[5] = np.nan
     pairs = {
@@ -138,7 +142,7 @@ class Browser:
         return self.driver.execute_script(code, *args)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 20
         while not condition():
             assert time.monotonic() < end, f"never: {what}"
             time.sleep(0.02)
@@ -292,6 +296,11 @@ def test_the_example_under_the_cursor_is_shown_with_its_scores_and_influence(pag
         middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         assert middle == pytest.approx(page.at(plot, across, one["memorization_prob"]), abs=1.5)
 
+    for row in (50, 51):  # one half covers the other
+        page.drag(page.at(1, table["log"][row], table["memorization_prob"][row]))
+        title = f"Example {table['example'][row]} · class {table['label'][row]}"
+        page.until(lambda title=title: page["example-title"].text == title, title)
+
     page.drag(page.at(1, table["log"].min(), 1.03))  # an empty corner: back to what was searched for
     page.until(lambda: page["example-title"].text == pinned, pinned)
     for row, known in ((399, False), (10, False), (22, True)):  # without an entry, with an empty one, with three
@@ -383,6 +392,8 @@ def test_more_examples_than_fit_are_sampled_and_the_extremes_stay(chromium: Brow
         for name in ("memorization_prob", "curvature", "loss", "margin"):
             assert {table["example"][table[name].idxmax()], table["example"][table[name].idxmin()]} <= set(examples)
         shown = table[table["example"].isin(examples)]
+        page.choose("y1", "label")
+        assert page.drawn("y1").tolist() == table["label"][table["example"].isin(examples)].tolist()
         page.choose("y1", "memorization_prob")
         page.choose("y1-scale", "rank")
         ranks = (stats.rankdata(table["memorization_prob"]) - 0.5)[shown.index] / 4

@@ -19,19 +19,18 @@ import pytest
 from conftest import ROOT, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from notebook_lines import DEMO, README, STUDY_LINES, assigned, prepared, read, run_cells, tagged
+from notebook_lines import DEMO, README, assigned, prepared, read, run_cells, tagged
 from released_files import write_config, write_scored_imagenet
 
-from libplots.notebooks import data_path, draw_example, set_parameters
+from libplots.notebooks import data_path, draw_example, draw_examples, set_parameters
 from libstore.config import load_config
 from libstore.errors import InputError
 from scripts import execute_notebook
 
-STUDY = sorted((ROOT / "docs" / "mnist_study").glob("*.ipynb"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS + STUDY, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_notebooks_show_what_their_one_parameters_cell_says(path: Path) -> None:
     notebook = read(path)
     assert not tagged(notebook, "injected-parameters") and len(tagged(notebook, "parameters")) == 1
@@ -49,22 +48,20 @@ def test_committed_notebooks_show_what_their_one_parameters_cell_says(path: Path
 
 @pytest.mark.parametrize(
     ("words", "path"),
-    [(words, ROOT / words[0]) for words in DEMO]
-    + [(words, ROOT / "docs" / "mnist_study" / Path(words[0]).name) for words in STUDY_LINES],
+    [(words, ROOT / words[0]) for words in DEMO],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
 def test_committed_parameters_are_those_of_the_line_that_made_the_outputs(words: list[str], path: Path) -> None:
     assert assigned(prepared(words)) == assigned(read(path))
 
 
-def test_the_demo_and_the_study_make_every_committed_notebook() -> None:
+def test_the_demo_makes_every_committed_notebook() -> None:
     assert {words[0] for words in DEMO} == {
         f"notebooks/{path.name}" for path in NOTEBOOKS if "imagenet" not in path.name
     }
-    assert {Path(words[0]).name for words in STUDY_LINES} == {path.name for path in STUDY}
 
 
-@pytest.mark.parametrize("words", README + STUDY_LINES, ids=lambda words: Path(words[0]).stem)
+@pytest.mark.parametrize("words", README, ids=lambda words: Path(words[0]).stem)
 def test_lines_of_the_readme_look_where_their_configuration_says(words: list[str], bare: Path) -> None:
     """Each names its configuration; without results it says what was looked for, what is there and what makes it."""
     notebook = prepared(words, bare)
@@ -297,6 +294,10 @@ def test_examples_are_drawn_as_what_they_are() -> None:
     kinds = [(len(axis.images), len(axis.texts)) for axis in figure.axes]
     assert kinds == [(1, 0), (1, 0), (0, 1), (0, 1)]
     assert figure.axes[2].texts[0].get_text().split()[-2:] == ["11", "..."]
+    figure.clear()
+    draw_examples(figure, "five", np.zeros((5, 1, 4, 4)), list("abcde"), list("vwxyz"), columns=3)
+    assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["av", "bw", "cx", "dy", "ez", ""]
+    assert [len(axis.images) * axis.axison for axis in figure.axes] == [1, 1, 1, 1, 1, 0]
     plt.close(figure)
 
 

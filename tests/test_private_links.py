@@ -22,6 +22,7 @@ from libstore.fz import read_run
 from libstore.index import load_array
 from libstore.private_models import (
     PrivateChoice,
+    PrivateModel,
     exchanges_or_adds,
     find_private_models,
     read_curvature,
@@ -128,6 +129,20 @@ def test_memorization_against_epsilon(family: Path) -> None:
         assert f"<= {bound:.3f}" in row["published"] and f"{row['value'] / bound:.2f} of the bound" in row["statistic"]
         assert row["verdict"] == within_bound(Estimate(row["value"], row["low"], row["high"]), bound)
     assert (family / "figure_dir" / "private_memorization_mnist_smallcnn.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "planned", "said"),
+    [
+        ((131, 133, 132), (132, 132, 132), "one example added"),
+        ((132, 132, 132), (132, 132, 132), "one example exchanged"),  # drawn with one size, by earlier versions
+        ((131, 133, 132), (131, 133, 132), "one example exchanged"),  # each with a mechanism of its own
+        ((131, 133), (None, None), "one example exchanged"),
+    ],
+)
+def test_what_neighbours_are_follows_from_the_sizes(sizes, planned, said: str) -> None:
+    settings = [{"train_on": {"n_examples": n, "planned": p}} for n, p in zip(sizes, planned, strict=True)]
+    assert exchanges_or_adds([PrivateModel(Path(), {"settings": one}) for one in settings]) == said
 
 
 def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,10 +239,11 @@ const explorer = (() => {
     for (const line of at("table").tBodies[0].rows) line.classList.toggle("current", Number(line.dataset.row) === row)
   }
 
-  function nearest(indices, geometry, plot) {
-    const x = points.data[`x${plot}`], y = points.data[`y${plot}`], {x_range, y_range} = model(`plot${plot}`)
-    const far = i => Math.hypot((x[i] - geometry.x) / (x_range.end - x_range.start),
-      (y[i] - geometry.y) / (y_range.end - y_range.start))
+  // Of the points that the cursor touches, the one whose middle is nearest.
+  function nearest(indices, {sx, sy}, plot) {
+    const {x_scale, y_scale} = Bokeh.index.find_one(model(`plot${plot}`)).frame
+    const x = points.data[`x${plot}`], y = points.data[`y${plot}`]
+    const far = i => Math.hypot(x_scale.compute(x[i]) - sx, y_scale.compute(y[i]) - sy)
     return indices.reduce((best, i) => best == null || far(i) < far(best) ? i : best, null)
   }
 
@@ -341,14 +342,14 @@ const explorer = (() => {
   function controls() {
     const names = settings.columns.map(({name}) => name), errors = settings.columns.map(({se}) => se).filter(Boolean)
     const group = (label, list) => element("optgroup", {label}, ...list.map(name => new Option(name, name)))
-    const all = () => [group("Scores", names), group("Standard errors", errors), group("Data", ["example"])]
+    const all = others => [group("Scores", names), group("Standard errors", errors), group("Data", others)]
     for (const axis of AXES) {
-      options(at(axis), all(), settings.view[axis])
+      options(at(axis), all(["example", "label"]), settings.view[axis])
       options(at(`${axis}-scale`), SCALES, usualScale(settings.view[axis]))
       at(axis).onchange = () => { at(`${axis}-scale`).value = usualScale(at(axis).value); place() }
       at(`${axis}-scale`).onchange = place
     }
-    options(at("colour"), [new Option("class", "label"), ...all()], settings.view.colour)
+    options(at("colour"), [new Option("class", "label"), ...all(["example"])], settings.view.colour)
     options(at("colour-scale"), SCALES, "rank")
     options(at("class"), [new Option("all", ""), ...range(settings.num_classes).map(String)], "")
     options(at("by"), names, settings.view.y1)

@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not output.finished(overwrite=args.overwrite or same):
                 output.save(content, store.provenance(file=args.file.name))
             print(f"{output.path}")
+    sides = "the larger where both are known" if args.cost.endswith(", larger") else "one-sided"
+    print(f"by {args.cost} ({sides})")
     for title, part in (("cheapest", slice(0, args.show)), ("dearest", slice(max(points.size - args.show, 0), None))):
         print(f"{title}:")
         for point, cost in zip(points[part], costs[part], strict=True):

@@ -7,8 +7,9 @@
 that scores the last file merges. An interrupted job goes on at the TFRecord file where it was. Models that are
 not on disk are named and left out.
 
-Inputs: <fz_model_dir>/imagenet-resnet50/<ratio>/<run>/ as downloaded, the TFRecords of
-build_fz_imagenet/build_imagenet.py under tfrecord_dir, imagenet_index.npz. Outputs, per model:
+Inputs: <fz_model_dir>/imagenet-resnet50/<ratio>/<run>/ as downloaded, imagenet_index.npz, and the images: the
+TFRecords of build_fz_imagenet/build_imagenet.py under tfrecord_dir, or else ILSVRC's train/ under imagenet_dir.
+Outputs, per model:
 <fz_precomputed_score_dir>/<model>/{curv_scores,trace,true_labels}_<model>_<h>.npy with <model> =
 imagenet_resnet50_<ratio>_<run>, by Feldman and Zhang's index. A model costs 1.28 M images x (2 + n_probes) forward
 passes and 1 + n_probes backward passes; measured: 2.1 s for an image with ten probes on one CPU thread.
@@ -23,12 +24,8 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from libdata.imagenet import read_imagenet_index
-from libdata.indexed_tfrecords import list_shards
-from libmodels.devices import resolve_device
+from libdata.indexed_tfrecords import TRAIN_FILES, list_shards
 from libmodels.networks import built_in
-from libmodels.tf_checkpoint import TensorFlowReader, open_run
-from libscoring.shard_scoring import score_shards
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import ensemble_root, read_run, run_dir
@@ -55,17 +52,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--shards", type=shard_range, default=None, metavar="A-B", help="TFRecord files to score, from 0 (default: all)"
     )
+    text = "where the images are read: TFRecords, ILSVRC's folders, or TFRecords where there are any"
+    parser.add_argument("--images", choices=("auto", "tfrecords", "folders"), default="auto", help=text)
     cli.add_workers(parser)
     cli.add_keep_converted(parser)
     add_scoring(parser, batch_size=32)
     args = parser.parse_args(argv)
+    from libdata.build_tfrecords import folder_shards
+    from libdata.imagenet import Shard, read_imagenet_index
+    from libmodels.devices import resolve_device
+    from libmodels.tf_checkpoint import TensorFlowReader, open_run
+    from libscoring.shard_scoring import score_shards
+
     if args.stop_idx < args.start_idx:
         raise InputError(f"--stop_idx {args.stop_idx} is before --start_idx {args.start_idx}")
 
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
     order = read_imagenet_index(config.imagenet_index)
-    files = list_shards(config.tfrecord_dir, "train")
+    records = list_shards(config.tfrecord_dir, "train", required=args.images == "tfrecords")
+    if args.images == "folders" or not records:
+        print(f"images from {config.imagenet_dir / 'train'}", flush=True)
+        files: Sequence[Shard] = folder_shards(config.imagenet_dir / "train", order, min(TRAIN_FILES, len(order)))
+    else:
+        files = records
     first, last = args.shards or (0, len(files) - 1)
     if last >= len(files):
         raise InputError(f"--shards {first}-{last}: there are {len(files)} files, 0-{len(files) - 1}")

@@ -26,9 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from libdata.datasets import Dataset, check_same_content, dataset_name, dataset_size, load_dataset
-from libmodels.devices import resolve_device
-from libmodels.tf_checkpoint import TensorFlowReader, open_run
-from libscoring.scoring import score_model
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import ensemble_root, list_ratios, read_runs, run_dir
@@ -70,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_keep_converted(parser)
     add_scoring(parser)
     args = parser.parse_args(argv)
+    from libmodels.devices import resolve_device
+    from libmodels.tf_checkpoint import TensorFlowReader, open_run
+    from libscoring.scoring import score_model
 
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)

@@ -19,9 +19,6 @@ from libcli.choices import add_private_models, add_scoring, read_network, read_p
 from collections.abc import Sequence
 
 from libdata.datasets import check_same_content, load_dataset
-from libmodels.checkpoints import load_model
-from libmodels.devices import resolve_device
-from libscoring.scoring import score_model
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.store import file_sha256
@@ -34,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("train", "test"), default="train", help="examples to score")
     add_scoring(parser)
     args = parser.parse_args(argv)
+    from libmodels.checkpoints import load_model
+    from libmodels.devices import resolve_device
+    from libscoring.scoring import score_model
 
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)

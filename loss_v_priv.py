@@ -2,8 +2,8 @@
 
     python loss_v_priv.py --dataset mnist --arch smallcnn
 
-Means over seeds with 95 % intervals and the fit loss = a + b exp(-c epsilon) (arXiv 2402.18726, Section 5.2), scored
-and plotted in one run.
+Means over seeds with 95 % intervals, the slope of ln loss on ln epsilon, and the fit loss = a + b exp(-c epsilon) with
+a test of it (arXiv 2402.18726, Section 5.2), scored and plotted in one run.
 
 Inputs: <private_model_dir>/<model>/aux_arrays.npz of train_dp.py. Outputs: <score_dir>/loss_v_priv/<dataset>_<arch>.npy
 (mean test loss by epsilon and seed, NaN where there is no model) with a sidecar that holds both, and in figure_dir
@@ -19,12 +19,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from libplots.figures import loss_against_epsilon
-from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
-from libscores.statistics import NOT_NEGATIVE
 from libstore.config import load_config
 from libstore.private_models import is_private_model, tabulate
-from libstore.results import ResultRow, save_figure, save_results
+from libstore.results import save_figure, save_results
 from libstore.store import Output, array_bytes, exclusive, provenance
 
 
@@ -34,6 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_private_models(parser, suffix="seed_*")
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
+    from libplots.figures import loss_against_epsilon
+    from libplots.link2 import fit_row, fit_words, trend_rows
+    from libscores.link2 import FORMAT, fit_curve, loss_curve, seed_means, trend
+    from libscores.statistics import NOT_NEGATIVE
+    from libscores.verdicts import falls
+
     config = load_config(args.config)
     models, dataset, arch = read_private_models(args, config)
     root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)
@@ -51,19 +54,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     means, moves = seed_means(losses, NOT_NEGATIVE), trend(epsilons, losses)
     fit = fit_curve(loss_curve, epsilons, losses) if len(epsilons) > 3 else None
     save_figure(loss_against_epsilon(name, epsilons, losses, means, fit), config.figure_dir, f"loss_v_priv_{name}")
-    verdict = "yes" if moves.spearman.high < moves.permutation.null_low else "no"
-    rho = moves.spearman
-    rows = [
-        ResultRow("Link 2", "Spearman(epsilon, test loss)", rho.value, rho.low, rho.high, "falls (Sec. 5.2)", verdict),
-    ]
+    rows = trend_rows("test loss", moves, "falls (Sec. 5.2)", falls(moves.slope))
     if fit:
-        rows.append(ResultRow("Link 2", "R2 of loss = a + b exp(-c eps)", fit.r_squared, None, None, "fits", "see R2"))
+        rows.append(fit_row("loss = a + b exp(-c eps)", fit))
     save_results(config.figure_dir, "link2_loss", (dataset, arch), rows)
     for epsilon, mean, row in zip(epsilons, means, losses, strict=True):
         print(f"epsilon {epsilon:g}: test loss {mean} over {np.isfinite(row).sum()} seeds")
     if fit:
         parameters = ", ".join(f"{key} = {value}" for key, value in fit.parameters.items())
-        print(f"loss = a + b exp(-c epsilon): {parameters}, R2 = {fit.r_squared:.4f}")
+        print(f"loss = a + b exp(-c epsilon): {parameters}, {fit_words(fit)}")
     else:
         print("no fit: that takes at least 4 values of epsilon")
     print(f"{output.path} and figure {config.figure_dir / f'loss_v_priv_{name}.png'}")

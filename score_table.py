@@ -15,14 +15,17 @@ table_<dataset>_<arch>_croissant.json, the same for other programs. Takes second
 from __future__ import annotations
 
 import libcli as cli
-from libcli.choices import add_choices, read_data, read_network
+from libcli.choices import add_choices, read_network
+from libcli.settings import read_settings
 
 import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from libdata.choice import IMAGENET, TableData
 from libdata.datasets import dataset_name, load_dataset
+from libdata.imagenet import read_imagenet_index
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.gathered_private import instance_scores, private_scores
@@ -33,7 +36,7 @@ from libstore.score_table import Gathered, TableFiles, check_content, join
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    add_choices(parser)
+    add_choices(parser, kind=TableData)
     parser.add_argument("--ratio", default="0.7", help="the ensemble's folder: share that each run trained on")
     parser.add_argument("--suffix", default="*", help="pattern of the ends of the private models' names")
     parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the private models' curvature")
@@ -50,14 +53,16 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Gather, join, save."""
     args = parse(argv)
-    choice, network, config = read_data(args), read_network(args), load_config(args.config)
-    dataset = dataset_name(choice.dataset, choice.dataset_name)
-    places = Places(
-        config.fz_models(dataset), config.fz_score_dir(dataset), config.private_models(dataset),
-        config.private_score_dir(dataset), config.sensitivity_dir, dataset, network.name, args.ratio,
-        shlex.join(["--config", args.config, "--dataset", choice.dataset]), shlex.join(["--arch", args.arch]),
-    )  # fmt: skip
-    data = load_dataset(choice.dataset, "train", config.data_dir, **choice.arguments())
+    choice, network, config = read_settings(TableData, args), read_network(args), load_config(args.config)
+    imagenet = choice.dataset == IMAGENET
+    dataset = IMAGENET if imagenet else dataset_name(choice.dataset, choice.dataset_name)
+    flags = shlex.join(["--config", args.config, "--dataset", choice.dataset])
+    places = Places.of(config, dataset, network.name, args.ratio, flags, shlex.join(["--arch", args.arch]))
+    if imagenet:
+        labels, content = read_imagenet_index(config.imagenet_index).labels, None
+    else:
+        data = load_dataset(choice.dataset, "train", config.data_dir, **choice.arguments())
+        labels, content = data.labels.numpy(), data.content_sha256
     parts = (
         ensemble_scores(places, influence=args.influence, matrix=args.influence_matrix),
         private_scores(places, args.suffix, args.h),
@@ -65,21 +70,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     whole = Gathered.of(parts)
     settings = {"dataset": dataset, "arch": network.name, "ratio": args.ratio, "suffix": args.suffix, "h": args.h}
-    settings |= {"content_sha256": data.content_sha256, "influence": args.influence, "files": whole.files}
+    settings |= {"content_sha256": content, "influence": args.influence, "files": whole.files}
     files = TableFiles(config.score_dir, dataset, network.name, settings)
     if whole.work and files.finished(whole.beside, overwrite=args.overwrite):
         print(f"{files.output.path}: already made of these scores")
         return
     for part in parts:
         part.read()
-        check_content(part.columns, data.content_sha256, f"{data.name} as it is now")
+        content = check_content(part.columns, content, f"{dataset} as it is now")
     whole = Gathered.of(parts)
     for name, command in whole.missing.items():
         print(f"missing: {name}; to make it: {command}")
     if not whole.columns:
         raise InputError(f"no score of {dataset} and {network.name} is there; {next(iter(whole.missing.values()))}")
-    table = join(whole.columns, data.labels.numpy())
-    files.save(table, whole, data.content_sha256)
+    table = join(whole.columns, labels)
+    files.save(table, whole, content)
     print(f"{files.output.path}: {len(table)} examples, {len(whole.columns)} scores")
 
 

@@ -20,15 +20,9 @@ from libcli.private import add_private_training, read_private_training
 import time
 from collections.abc import Sequence
 
-from libmodels.checkpoints import model_bytes
-from libmodels.devices import describe_device, resolve_device
 from libstore.config import load_config
 from libstore.private_models import FORMAT, private_model_name
 from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
-from libtrain.dp_training import kept_plan, train_private
-from libtrain.private_study import EpochLog, load_study, plan_privacy
-from libtrain.training import run_arrays
-from libtrain.unfinished import Unfinished
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -44,10 +38,18 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model if it is not there yet."""
     args = parse(argv)
+    from libmodels.checkpoints import model_bytes
+    from libmodels.devices import describe_device, resolve_device
+    from libtrain.dp_training import kept_plan, train_private
+    from libtrain.private_study import EpochLog, load_study, plan_privacy
+    from libtrain.training import run_arrays
+    from libtrain.unfinished import Unfinished
+
     chosen = read_private_training(args)
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
     study, dp = load_study(*chosen, config.data_dir), chosen.settings
+    calibrations = config.private_models(study.data.name) / "calibrations"
     name = private_model_name(study.data.name, study.spec.arch, dp.epsilon, args.suffix)
     folder, settings = config.private_models(study.data.name) / name, study.describe(dp) | {"suffix": args.suffix}
     weights, arrays = (Output(folder / file, settings, FORMAT) for file in ("model.pt", "aux_arrays.npz"))
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     trainer = None
     if not finished():  # whatever is refused is refused before the folder is touched
-        plan = (None if anew else kept_plan(state)) or plan_privacy(dp, study.planned)
+        plan = (None if anew else kept_plan(state)) or plan_privacy(dp, study.planned, calibrations)
         trainer = study.trainer(dp, plan, device)
     with exclusive(folder):
         if trainer is None or finished():
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if anew:
             state.remove()
         started, made_by = time.monotonic(), provenance(made_before(state.path), **describe_device(device))
-        with cli.stop_requests() as stopping, EpochLog(name, dp, plan) as log:
+        with cli.stop_requests() as stopping, EpochLog(name, dp, plan, calibrations) as log:
             unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
             train_private(trainer, unfinished, report=log)
         privacy = plan.record(dp) | {"empty_batches": trainer.empty_batches}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from libdata.build_tfrecords import build, scan, verify
 from libdata.imagenet import read_imagenet_index
-from libdata.indexed_tfrecords import SPLITS
+from libdata.indexed_tfrecords import SPLITS, TRAIN_FILES
 from libstore.config import load_config
 from libstore.store import exclusive
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build the splits, or check what was built."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which splits")
-    parser.add_argument("--train_shards", type=cli.positive_int, default=1024, help="number of training files")
+    parser.add_argument("--train_shards", type=cli.positive_int, default=TRAIN_FILES, help="number of training files")
     parser.add_argument("--validation_shards", type=cli.positive_int, default=128, help="number of validation files")
     cli.add_workers(parser)
     parser.add_argument("--verify", action="store_true", help="read the built files back and build nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from libscores.link1 import link1
 from libstore.config import load_config
 from libstore.results import save_figure
 from libstore.scored_ensemble import ScoredEnsemble
+
+
+def parser(text: str | None, runs: int = 20) -> argparse.ArgumentParser:
+    """Return a parser with the flags that all examples have."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--runs", default=str(runs), help="networks to train (default %(default)s)")
+    made.add_argument("--out", type=Path, default=Path("results/examples"), help="where results go")
+    return made
 
 
 def study(folder: Path, dataset: str, arch: str, *training: str, scoring: tuple[str, ...] = (), name: str) -> Path:

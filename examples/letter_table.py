@@ -8,7 +8,6 @@ python train_fz_models.py --dataset examples/letter_table.py:letter --arch examp
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import zipfile
@@ -44,14 +43,13 @@ def mlp(num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the study and return the path of the figure."""
-    from common import study
+    import common
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", default="20", help="networks to train (default 20)")
+    parser = common.parser(__doc__)
     parser.add_argument("--subset", default="2000", help="rows of the study (default: the first 2,000)")
     args = parser.parse_args(argv)
     training = ("--stop_run", args.runs, "--subset", args.subset, "--epochs", "40")
-    return study(PLACE, f"{__file__}:letter", f"{__file__}:mlp", *training, name="letter_mlp")
+    return common.study(args.out, f"{__file__}:letter", f"{__file__}:mlp", *training, name="letter_mlp")
 
 
 if __name__ == "__main__":

@@ -8,25 +8,22 @@ memorization against curvature. Results go to results/examples.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the study and return the path of the figure."""
-    from common import study
+    import common
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of class folders")
-    parser.add_argument("--runs", default="20", help="networks to train (default 20)")
     parser.add_argument("--epochs", default="20", help="passes of each over its images (default 20)")
     parser.add_argument("--image_size", default="32", help="height and width that images are resized to (default 32)")
-    parser.add_argument("--out", type=Path, default=Path("results/examples"), help="where results go")
     args = parser.parse_args(argv)
     training = ("--stop_run", args.runs, "--epochs", args.epochs, "--image_size", args.image_size)
     name = f"{args.folder.resolve().name}_smallcnn"
-    return study(args.out, str(args.folder), "smallcnn", *training, name=name)
+    return common.study(args.out, str(args.folder), "smallcnn", *training, name=name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The same as: python train_fz_models.py --dataset cifar10 --arch torchvision.mode
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,19 +15,17 @@ from libdata.datasets import dataset_name
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the study and return the path of the figure."""
-    from common import study
+    import common
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, runs=10)
     parser.add_argument("data", nargs="?", default="cifar10", help="data set (default cifar10)")
     parser.add_argument("--arch", default="torchvision.models:resnet18", help="import path of the network")
-    parser.add_argument("--runs", default="10", help="networks to train (default 10)")
     parser.add_argument("--epochs", default="20", help="passes of each over its images (default 20)")
     parser.add_argument("--subset", default="2000", help="images of the study (default: the first 2,000)")
-    parser.add_argument("--out", type=Path, default=Path("results/examples"), help="where results go")
     args = parser.parse_args(argv)
     training = ("--stop_run", args.runs, "--epochs", args.epochs, "--subset", args.subset)
     name = f"{dataset_name(args.data)}_{args.arch.rpartition(':')[2]}"
-    return study(args.out, args.data, args.arch, *training, name=name)
+    return common.study(args.out, args.data, args.arch, *training, name=name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every script's command line shares: its parser, common flags, value checks and how it ends.
 
-Scripts import this before anything slow, so that a Ctrl-C while libraries load is one line.
+Scripts import this before anything slow, so that a Ctrl-C while libraries load is one line. What imports PyTorch is
+imported by their `main`, once the flags are accepted: --help and refused flags need none of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -45,11 +47,20 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted."""
-        found = super().parse_args(args, namespace)
+        """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted.
+
+        --a-flag is read as --a_flag, however the flag is written.
+        """
+        found = super().parse_args(map(self._spelled, sys.argv[1:] if args is None else args), namespace)
         if os.environ.get("FLAGS_ONLY"):
             self.exit()
         return found
+
+    def _spelled(self, word: str) -> str:
+        flag, *value = word.split("=", 1)
+        with_underscores = flag[:2] + flag[2:].replace("-", "_")
+        is_known = flag.startswith("--") and with_underscores in self._option_string_actions
+        return "=".join([with_underscores, *value]) if is_known else word
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -238,8 +249,13 @@ def run(main: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
-def _stop_at_once(signum: int, frame: object) -> NoReturn:
-    raise Stopped(signum, "stopped; run the same command again to go on")
+def _stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
+    message = "stopped; run the same command again to go on"
+    while frame:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":  # a library may catch what is raised there
+            end_by(signum, message)
+        frame = frame.f_back
+    raise Stopped(signum, message)
 
 
 def _say_and_exit(message: str, status: int) -> NoReturn:

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from libstore.config import Config
 
 
-def add_choices(parser: cli.Parser, *, dataset: str = "mnist", arch: str = "smallcnn", private: bool = False) -> None:
-    """Add the flags of data and network; `private` shows the network's defaults in private training."""
+def add_choices(
+    parser: cli.Parser,
+    *,
+    dataset: str = "mnist",
+    arch: str = "smallcnn",
+    private: bool = False,
+    kind: type[DataChoice] = DataChoice,
+) -> None:
+    """Add the flags of data, of a kind, and network; `private` shows the network's defaults in private training."""
     from libmodels.networks import NetworkChoice
 
-    add_settings(parser, DataChoice, dataset=dataset)
+    add_settings(parser, kind, dataset=dataset)
     add_settings(parser, NetworkChoice, arch=arch)
     cli.add_architecture_options(parser, ARCHITECTURES, private=private)
 

@@ -44,7 +44,7 @@ def add_settings(
                 options |= {"metavar": one.metadata["metavar"] or f"{{{','.join(one.metadata['choices'])}}}"}
             if several:
                 options["nargs"] = "*"
-        parser.add_argument(one.metadata["flag"] or f"--{one.name}", **options)
+        parser.add_argument(f"--{one.name}", **options)
 
 
 def read_settings(kind: type[S], args: argparse.Namespace, **values: Any) -> S:
@@ -72,6 +72,8 @@ def _item(hint: Any) -> tuple[type, bool]:
 
 def _reader(kind: type, metadata: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        if text in metadata["words"]:
+            return metadata["words"][text]
         try:
             value = kind(text)
         except ValueError:

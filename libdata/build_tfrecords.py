@@ -1,4 +1,4 @@
-"""ILSVRC folders to indexed TFRecords, file by file, and the check that reads them back."""
+"""ILSVRC folders, read as they are or made into indexed TFRecords file by file; and the check that reads those back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from libdata.imagenet import NUM_CLASSES, ImageNetIndex, decode_jpeg
-from libdata.indexed_tfrecords import encode_example, frame, read_images, shard_name
+from libdata.imagenet import NUM_CLASSES, FolderShard, ImageNetIndex, decode_jpeg
+from libdata.indexed_tfrecords import IndexedImage, encode_example, frame, read_images, shard_name
 from libstore.errors import InputError
 from libstore.store import file_sha256, write_atomic
 
@@ -95,13 +95,49 @@ def clean_jpeg(content: bytes, where: str) -> tuple[bytes, int, int]:
     return content, height, width
 
 
+def _read(source: Source) -> tuple[bytes, int, int]:
+    try:
+        content = source.path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source.path}: cannot read: {error.strerror}") from error
+    return clean_jpeg(content, str(source.path))
+
+
+def folder_shards(folder: Path, order: ImageNetIndex, count: int) -> list[FolderShard]:
+    """Return a split's folders in as many parts as there would be TFRecord files, with the same images in each.
+
+    Args:
+        folder: One folder per WordNet id, as for `scan`.
+        order: File names and labels by index.
+        count: Number of parts.
+
+    Raises:
+        InputError: As `scan`; there are fewer images than parts.
+    """
+    sources = scan(folder, order)
+
+    def part(number: int, own: list[Source]) -> FolderShard:
+        def read() -> Iterator[IndexedImage]:
+            for source in own:
+                yield IndexedImage(source.index, source.label, _read(source)[0], str(source.path))
+
+        listing = "".join(f"{source.path.name} {source.path.stat().st_size}\n" for source in own)
+        return FolderShard(shard_name("train", number, count), read, listing)
+
+    bounds = _bounds(len(sources), count)
+    return [part(i, sources[bounds[i] : bounds[i + 1]]) for i in range(count)]
+
+
+def _bounds(examples: int, shards: int) -> np.ndarray:
+    """Return where every file begins, and the end."""
+    if not 1 <= shards <= examples:
+        raise InputError(f"{shards} files for {examples} examples; choose from 1 to {examples}")
+    return np.linspace(0, examples, shards + 1).astype(int)
+
+
 def _records(sources: list[Source]) -> Iterator[bytes]:
     for source in sources:
-        try:
-            content = source.path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{source.path}: cannot read: {error.strerror}") from error
-        content, height, width = clean_jpeg(content, str(source.path))
+        content, height, width = _read(source)
         features: dict[str, int | bytes] = {
             "index": source.index, "image/encoded": content, "image/height": height, "image/width": width,
             "image/class/label": source.label + 1, "image/class/synset": source.synset.encode(),
@@ -146,8 +182,7 @@ def build(
     Raises:
         InputError: An image does not decode, or the folder holds files made with other settings.
     """
-    if not 1 <= shards <= len(sources):
-        raise InputError(f"{shards} files for {len(sources)} {split} examples; choose from 1 to {len(sources)}")
+    bounds = _bounds(len(sources), shards)
     manifest = folder / f"{split}-manifest.json"
     settings = settings | {"split": split, "shards": shards, "examples": len(sources)}
     kept: dict[str, Shard] = {}
@@ -163,7 +198,6 @@ def build(
             for line in before["files"]:
                 (folder / line["file"]).unlink(missing_ok=True)
             manifest.unlink()
-    bounds = np.linspace(0, len(sources), shards + 1).astype(int)
 
     def one(shard: int) -> Shard:
         name, start, stop = shard_name(split, shard, shards), int(bounds[shard]), int(bounds[shard + 1])

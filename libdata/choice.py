@@ -8,6 +8,7 @@ from typing import Any
 
 from libstore.settings import Settings, setting
 
+IMAGENET = "imagenet"
 BUILT_IN = ("mnist", "fashionmnist", "cifar10", "cifar100")
 NORMALIZATIONS = ("unit", "standard")
 
@@ -40,3 +41,16 @@ class DataChoice(Settings):
     def arguments(self) -> dict[str, Any]:
         """Return what `libdata.datasets.load_dataset` takes beside name, split and folder."""
         return {"image_size": self.image_size, "tokens": self.tokens, "name_on_disk": self.dataset_name}
+
+
+@dataclass(frozen=True)
+class TableData(DataChoice):
+    """Data that scores may be about: ImageNet, too, of which the labels alone are read, from `imagenet_index`."""
+
+    dataset: str = setting(
+        "mnist",
+        f"data set: {', '.join(BUILT_IN)}, {IMAGENET}, an .npz file, a folder of class folders, or "
+        "package.module:function or path/to/file.py:function",
+        metavar="DATA",
+        check=lambda name: None if name == IMAGENET else _unknown(name),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import hashlib
 import io
 import json
@@ -10,17 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from libdata.choice import NORMALIZATIONS, DataChoice
 from libdata.own_data import OwnData, content_digest, form_of, moments, own_name, own_size, read_own
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.index import check_index, index_digest
+
+if TYPE_CHECKING:
+    import torch
 
 # SHA-256 of the uncompressed files, checked at every load.
 IDX_SHA256 = {
@@ -148,7 +151,7 @@ def _read_cifar(folder: str, label_key: str, data_dir: Path, split: str) -> tupl
     for name, digest in CIFAR_MD5[folder].items():
         if "meta" in name or ("test" in name) != (split == "test"):
             continue
-        path = data_dir / folder / name
+        path = (data_dir if data_dir.name == folder else data_dir / folder) / name
         content = _verified(path, digest, "md5", hint)
         batch = safe_pickle.read(io.BytesIO(content), path, encoding="latin1")
         try:
@@ -276,6 +279,9 @@ def load_dataset(
     Raises:
         InputError: An argument is unknown, or a file is missing, truncated or of another content.
     """
+    import torch
+    import torch.nn.functional as F
+
     _check_known(name, split)
     if normalization not in NORMALIZATIONS:
         raise InputError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATIONS)}")
@@ -344,13 +350,21 @@ def load_splits(
         The training examples, the whole test split, and what images were resized to, None for their own size.
 
     Raises:
-        InputError: As `load_dataset`, or the choice is another image size than the network needs.
+        InputError: As `load_dataset`; the choice is another image size than the network needs; all examples are of
+            one class.
     """
     if image_size is not None and choice.image_size not in (None, image_size):
         raise InputError(f"--image_size {choice.image_size}: the network needs {image_size} x {image_size}")
     size = image_size or choice.image_size
     arguments = choice.arguments() | {"normalization": normalization, "image_size": size}
     data = load_dataset(choice.dataset, "train", data_dir, index=index, **arguments)
+    held = len(data.labels.unique())
+    if held < data.num_classes and len(data) < data.split_size:
+        found = f"the {len(data)} examples of the study hold {held} of {data.num_classes} classes of {data.name}"
+        advice = "where data are sorted by class, spread:N takes N at even distances"
+        if held == 1:
+            raise InputError(f"{found}; {advice}")
+        cli.warn(f"{found}; {advice}")
     return data, load_dataset(choice.dataset, "test", data_dir, **arguments), size
 
 
@@ -390,6 +404,8 @@ def _source_digest(source: _Source, data_dir: Path) -> str:
 @lru_cache(maxsize=1)
 def _measured(own: OwnData) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and deviation of the training inputs as they are after scaling, float32; 1 for a deviation of 0."""
+    import torch
+
     scale = 255 if own.inputs["train"].dtype == np.uint8 else 1
     mean, std = (values / scale for values in moments(own.inputs["train"]))
     std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)

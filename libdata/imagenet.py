@@ -11,22 +11,25 @@ import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
 from libdata.indexed_tfrecords import IndexedImage, read_images
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.store import file_sha256
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_CLASSES = 1000
 IMAGE_SIZE = 224
@@ -84,28 +87,52 @@ def read_imagenet_index(path: Path, split: str = "train") -> ImageNetIndex:
     return ImageNetIndex(filenames, labels.astype(np.int64), file_sha256(path))
 
 
-def content_digest(shards: Sequence[Path]) -> str | None:
+@dataclass(frozen=True)
+class FolderShard:
+    """The images of ILSVRC's folders that the TFRecord file of the same name holds.
+
+    Attributes:
+        name: Name of that file.
+        read: Yields the images, still encoded.
+        listing: Name and size of every image file, a line each.
+    """
+
+    name: str
+    read: Callable[[], Iterator[IndexedImage]]
+    listing: str
+
+
+Shard = Path | FolderShard
+
+
+def content_digest(shards: Sequence[Shard]) -> str | None:
     """Return a digest of a split's TFRecord files from the SHA-256 of each that their manifest holds.
 
     Args:
-        shards: All files of the split, in one folder.
+        shards: All files of the split, in one folder; or all parts of ILSVRC's folders, whose digest is of the image
+            files' names and sizes.
 
     Returns:
-        The digest, or None where the files came without a manifest.
+        The digest, or None where the TFRecord files came without a manifest.
 
     Raises:
         InputError: The manifest cannot be read, or a file is not in it or has another size than it says.
     """
-    manifest = shards[0].with_name(f"{shards[0].name.split('-')[0]}-manifest.json")
+    digest = hashlib.sha256()
+    files = [shard for shard in shards if isinstance(shard, Path)]
+    if not files:
+        for shard in shards:
+            digest.update(shard.listing.encode())  # type: ignore[union-attr]
+        return digest.hexdigest()
+    manifest = files[0].with_name(f"{files[0].name.split('-')[0]}-manifest.json")
     if not manifest.exists():
         return None
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        lines = {line["file"]: (line["bytes"], line["sha256"]) for line in files}
+        content = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        lines = {line["file"]: (line["bytes"], line["sha256"]) for line in content}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{manifest}: not a manifest of this project: {error}") from error
-    digest = hashlib.sha256()
-    for path in shards:
+    for path in files:
         size, (told, sha256) = path.stat().st_size, lines.get(path.name, (None, None))
         if size != told:
             raise InputError(f"{path}: has {size} bytes, {manifest.name} says {told}; build it again")
@@ -209,13 +236,13 @@ class Batch:
     index: np.ndarray
 
 
-def stream(path: Path, labels: np.ndarray, *, batch_size: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-    """Yield the examples of one TFRecord file in its order, decoded by the threads of a pool.
+def stream(path: Shard, labels: np.ndarray, *, batch_size: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
+    """Yield the examples of one TFRecord file, or of that part of the folders, decoded by the threads of a pool.
 
     The next batch is being decoded while the caller works on the last one; no more than two are in memory.
 
     Args:
-        path: A TFRecord file.
+        path: A TFRecord file, or a part of the folders.
         labels: Class of every example of the split by index, from 0, shape (N,).
         batch_size: Examples of a batch; the last one of the file may be smaller.
         pool: Threads that decode.
@@ -224,6 +251,8 @@ def stream(path: Path, labels: np.ndarray, *, batch_size: int, pool: ThreadPoolE
         InputError: A record or image is damaged, an index is out of range or comes twice, or a label
             contradicts `labels`.
     """
+    import torch
+
     seen: set[int] = set()
     waiting: deque[tuple[list[IndexedImage], np.ndarray, list[Future]]] = deque()
 
@@ -242,7 +271,8 @@ def stream(path: Path, labels: np.ndarray, *, batch_size: int, pool: ThreadPoolE
             raise error if isinstance(error, InputError) else InputError(f"{where}: {error}") from error
 
     try:
-        source = read_images(path, n_examples=len(labels), num_classes=NUM_CLASSES)
+        whole = {"n_examples": len(labels), "num_classes": NUM_CLASSES}
+        source = path.read() if isinstance(path, FolderShard) else read_images(path, **whole)
         while records := list(islice(source, batch_size)):
             for record in records:
                 if record.index in seen:

@@ -25,6 +25,7 @@ _KINDS = (("bytes_list", "BytesList", _FIELD.TYPE_BYTES), ("float_list", "FloatL
           ("int64_list", "Int64List", _FIELD.TYPE_INT64))  # fmt: skip
 _FEATURES = ("index", "image/encoded", "image/class/label")
 SPLITS = ("train", "validation")
+TRAIN_FILES = 1024
 
 
 def _example_class() -> type[message.Message]:
@@ -175,8 +176,8 @@ def shard_name(split: str, shard: int, count: int) -> str:
     return f"{split}-{shard:05d}-of-{count:05d}"
 
 
-def list_shards(folder: Path, split: str) -> list[Path]:
-    """Return the files of a split in order.
+def list_shards(folder: Path, split: str, *, required: bool = True) -> list[Path]:
+    """Return the files of a split in order; none at all only where they are not required.
 
     Raises:
         InputError: There are none, one is missing, or there are sets of different sizes.
@@ -184,6 +185,8 @@ def list_shards(folder: Path, split: str) -> list[Path]:
     pattern = re.compile(rf"{split}-(\d{{5}})-of-(\d{{5}})")
     found = [match for path in folder.glob(f"{split}-*-of-*") if (match := pattern.fullmatch(path.name))]
     counts = sorted({int(match[2]) for match in found})
+    if not counts and not required:
+        return []
     if not counts:
         raise InputError(f"{folder}: no {split}-*-of-* files; make them with build_fz_imagenet/build_imagenet.py")
     if len(counts) > 1:

@@ -7,17 +7,28 @@ import json
 import math
 import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from libdata.choice import BUILT_IN
 from libstore.config import Config
 from libstore.errors import InputError, there_is
 from libstore.scores import CURVATURE, score_path
 from libstore.sensitivity_results import SensitivityResults
 from libstore.store import read_sidecar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    from libdata.datasets import Dataset
 
 
 def show(root: Path, config: str, paths: Config, folders: Sequence[str], **shown: object) -> None:
@@ -54,6 +65,45 @@ def looking_for(config: str, there: Callable[[], Iterable[str]], command: str) -
         yield
     except InputError as error:
         raise InputError(f"{error}; {there_is(there())}; to make it: {command} --config {config}") from None
+
+
+def data_path(root: Path, dataset: str) -> str:
+    """Return data as `libdata.datasets.load_dataset` takes them; a path counts from the top of the repository."""
+    own = dataset not in BUILT_IN and (root / dataset.split(":")[0]).exists()
+    return str(root / dataset) if own else dataset
+
+
+def draw_example(axis: Axes, example: np.ndarray) -> None:
+    """Draw one input: an image (1 or 3, H, W) as an image, anything else as the numbers it begins with."""
+    axis.set(xticks=[], yticks=[])
+    if example.ndim == 3 and example.shape[0] in (1, 3):
+        low, high = min(0.0, float(example.min())), max(1.0, float(example.max()))
+        image = np.moveaxis((example - low) / (high - low), 0, -1).squeeze()
+        axis.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
+        return
+    numbers = [f"{number:.3g}" for number in example.reshape(-1)[:12]]
+    if example.size > len(numbers):
+        numbers.append("...")
+    axis.text(0.5, 0.5, textwrap.fill(" ".join(numbers), 14), ha="center", va="center", fontsize=5)
+
+
+def draw_examples(
+    figure: Figure | SubFigure,
+    title: str,
+    examples: np.ndarray,
+    above: Sequence[str],
+    below: Sequence[str],
+    columns: int,
+) -> None:
+    """Draw inputs, (N, ...), in rows of so many, each with a line above and one below."""
+    figure.suptitle(title)
+    axes = figure.subplots(max(1, -(-len(examples) // columns)), columns, squeeze=False).ravel()
+    for axis, example, over, under in zip(axes, examples, above, below, strict=False):
+        draw_example(axis, example)
+        axis.set_title(over, fontsize=8)
+        axis.set_xlabel(under, fontsize=8)
+    for axis in axes[len(examples) :]:
+        axis.axis("off")
 
 
 def scored_there(paths: Config, h: float) -> list[str]:
@@ -106,6 +156,17 @@ def run_files(paths: Config, runs: Sequence[object], prefix: str = "") -> list[P
     return files
 
 
+def fold_files(paths: Config, runs: Sequence[object]) -> list[Path]:
+    """Return the result files of run_folds.sh for these runs, of every fold that has them all, from the first on."""
+    files: list[Path] = []
+    for fold in count(1):
+        try:
+            files += run_files(paths, runs, f"_without_{fold}_")
+        except InputError:
+            break
+    return files
+
+
 def runs_there(paths: Config) -> list[str]:
     """List the per-instance study's result files that are there."""
     return sorted(path.name for path in (paths.sensitivity_dir / "res").glob("res*.csv"))
@@ -116,17 +177,41 @@ def about(results: SensitivityResults, dataset: str | None = None) -> dict[str, 
 
     Args:
         results: The results.
-        dataset: The data set that was asked for, if one was.
+        dataset: The data set that was asked for, if one was; data of one's own are checked when they are read
+            (`measured_examples`), as they may bear any name.
 
     Raises:
         InputError: They are of another data set.
     """
-    if dataset is not None and results.dataset not in ("", dataset):
+    built_in = {dataset, results.dataset} & set(BUILT_IN)
+    if dataset is not None and built_in and results.dataset not in ("", dataset):
         raise InputError(f"dataset {dataset!r}: {results.runs[0]} is of {results.dataset!r}")
     return {
         "data_set": dataset or results.dataset or "not named in the result files",
         "models": f"{results.model or 'not named'}, {len(results.runs)} runs: {', '.join(map(_stem, results.runs))}",
     }
+
+
+def measured_examples(dataset: str, points: np.ndarray, file: Path, data_dir: Path) -> Dataset:
+    """Load measured points of a data set, in any form that --dataset takes.
+
+    Args:
+        dataset: The data set.
+        points: Their positions.
+        file: A result file.
+        data_dir: Folder of the built-in data sets.
+
+    Raises:
+        InputError: As `load_dataset`; the file's sidecar says that it is of data with another content.
+    """
+    from libdata.datasets import load_dataset
+
+    examples = load_dataset(dataset, "train", data_dir, index=points)
+    said = read_sidecar(file)["settings"].get("data", {}) if file.with_suffix(".json").exists() else {}
+    digest = said.get("content_sha256", examples.content_sha256)
+    if digest != examples.content_sha256:
+        raise InputError(f"dataset {dataset!r}: {file} is of {said.get('dataset')!r}, of another content")
+    return examples
 
 
 def _stem(run: str) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.interpolate import PchipInterpolator
 
-from libscores.statistics import spearman
+from libscores.statistics import NOT_NEGATIVE, Estimate, bootstrap_interval, bootstrap_weights, spearman
 
 METHODS = ("linear", "offset", "neural_network", "pchip")
 
@@ -94,6 +93,8 @@ def neural_network(
     Returns:
         Costs at every checkpoint, shape (S, P), cut off at 0.
     """
+    import torch
+
     _check(steps, measured, kept)
     center, spread = measured.mean(axis=0), measured.std(axis=0)
     target = torch.from_numpy((measured - center) / np.where(spread > 0, spread, 1.0))
@@ -186,6 +187,25 @@ def evaluate(
             ),
         )
     return result
+
+
+def unused_error_interval(
+    predicted: np.ndarray, truth: np.ndarray, every: int = 3, n_resamples: int = 200, seed: int = 0
+) -> Estimate:
+    """Return `CurveErrors.unused_error` with an interval from a bootstrap over points.
+
+    Args:
+        predicted: The predicted mean curve, shape (S, P).
+        truth: The measured one, shape (S, P).
+        every: Every how many checkpoints one was measured.
+        n_resamples: Bootstrap resamples of the points.
+        seed: Seed of the resampling.
+    """
+    unused = np.arange(len(truth)) % every > 0
+    missed, size = (part[unused].mean(axis=0) for part in (np.abs(predicted - truth), truth))
+    draws = bootstrap_weights(missed.size, n_resamples, seed)
+    resampled = (draws @ missed) / (draws @ size)
+    return bootstrap_interval(float(missed.sum() / size.sum()), resampled, missed.size, NOT_NEGATIVE)
 
 
 def _hat(steps: np.ndarray, kept: np.ndarray) -> np.ndarray:

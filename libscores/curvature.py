@@ -25,7 +25,9 @@ without a sign of it: `check_model` refuses it.
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from libscores.logit_scores import losses
 
 _PRECISE = (torch.float32, torch.float64)
+_SIGNS = (2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) - 1).view(np.int64)[:, 0]
+"""The eight signs of a byte's bits, the highest first, in one number."""
 CHECKED = 32
 """Examples that `check_model` looks at."""
 # Two evaluations of one batch differ by the order of sums at the most (atomic additions on a GPU), in units of the
@@ -72,12 +76,16 @@ def rademacher(seed: int, examples: np.ndarray, n_probes: int, shape: tuple[int,
     """
     n_bytes = math.ceil(math.prod(shape) / 8)
     bits = np.empty((len(examples), n_probes, n_bytes), dtype=np.uint8)
+    key = np.array([seed, 0], dtype=np.uint64)
+    philox = np.random.Philox(key=key)
+    start = philox.state  # setting it is several times faster than a generator for every example
+    start["state"]["key"] = key
     for row, example in zip(bits, examples, strict=True):
-        words = np.random.Philox(key=[seed, int(example)]).random_raw(math.ceil(row.size / 8))
+        key[1] = int(example)
+        philox.state = start
+        words = philox.random_raw(math.ceil(row.size / 8))
         row[...] = words.astype("<u8").view(np.uint8)[: row.size].reshape(row.shape)
-    signs = np.unpackbits(bits, axis=-1, count=math.prod(shape)).view(np.int8)
-    signs <<= 1
-    signs -= 1
+    signs = _SIGNS[bits].view(np.int8)[..., : math.prod(shape)]
     return signs.reshape(len(examples), n_probes, *shape)
 
 
@@ -340,6 +348,22 @@ class _Operations(TorchDispatchMode):
         return result
 
 
+def _bare_until_loaded(wrapped: Any) -> Any:
+    """Call what a method was before PyTorch wrapped it for torch._dynamo, unless a network has loaded that compiler.
+
+    The wrapper would import it, which takes as long as all the rest of PyTorch.
+    """
+    bare = inspect.unwrap(wrapped)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return (wrapped if "torch._dynamo" in sys.modules else bare)(*args, **kwargs)
+
+    return method
+
+
+setattr(_Operations, "__torch_dispatch__", _bare_until_loaded(_Operations.__torch_dispatch__))  # noqa: B010
+
+
 def on_device(images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Move images, in the layout that a model is scored in, and labels to the device."""
     layout = _LAYOUT if images.ndim == 4 else torch.contiguous_format
@@ -349,11 +373,12 @@ def on_device(images: Tensor, labels: Tensor, device: torch.device | str) -> tup
 def _difference_products(
     model: nn.Module, x: Tensor, y: Tensor, probes: Tensor, h: float, temp: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield v_k and (g(x + h v_k) - g(x)) / h."""
+    """Yield v_k, in memory that is used again for the next, and (g(x + h v_k) - g(x)) / h."""
     gradient = input_gradient(model, x, y, temp)
+    v, moved = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(x)
     for k in range(probes.shape[1]):
-        v = probes[:, k].to(x.dtype)
-        shifted = input_gradient(model, torch.add(x, v, alpha=h), y, temp)
+        v.copy_(probes[:, k])
+        shifted = input_gradient(model, torch.add(x, v, alpha=h, out=moved), y, temp)
         yield v, shifted.sub_(gradient).div_(h)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -110,39 +110,55 @@ def _useful_orders(
     return tuple(between[np.unique(np.linspace(0, between.size - 1, most).round().astype(int))].tolist())
 
 
-def median_over_runs_and_points(values: np.ndarray, n_resamples: int = 200, seed: int = 0) -> Estimate:
+def median_over_runs_and_points(
+    values: np.ndarray, n_resamples: int = 200, seed: int = 0, bounds: Bounds = NOT_NEGATIVE
+) -> Estimate:
     """Return the median over points of the mean over runs, with an interval that holds both.
 
     Squared standard errors of a bootstrap over points and of a jackknife over runs are added; Student's quantile at
     R - 1. With one run the interval is NaN.
 
     Args:
-        values: A cost or epsilon of each run and point, shape (R, P), not negative.
+        values: A cost or epsilon of each run and point, shape (R, P).
+        n_resamples: Bootstrap resamples of the points.
+        seed: Seed of the resampling.
+        bounds: What the values can be.
+    """
+    median, left_out, over_points = _median(values, n_resamples, np.random.default_rng(seed))
+    return symmetric_interval(median, _half_width(left_out, over_points), bounds)
+
+
+def median_difference_over_runs(a: np.ndarray, b: np.ndarray, n_resamples: int = 200, seed: int = 0) -> Estimate:
+    """Return the difference of `median_over_runs_and_points` between two samples of points in the same runs.
+
+    Args:
+        a: Values of each run and point, shape (R, P).
+        b: The same runs' values of other points, shape (R, P').
         n_resamples: Bootstrap resamples of the points.
         seed: Seed of the resampling.
     """
+    generator = np.random.default_rng(seed)
+    one, other = (_median(values, n_resamples, generator) for values in (a, b))
+    return symmetric_interval(one[0] - other[0], _half_width(one[1] - other[1], one[2] + other[2]))
+
+
+def larger_direction(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return for each point the runs' values of the direction with the larger mean over runs; all of shape (R, P)."""
+    return np.where(other.mean(axis=0) > one.mean(axis=0), other, one)
+
+
+def _median(values: np.ndarray, n_resamples: int, generator: np.random.Generator) -> tuple[float, np.ndarray, float]:
+    """Return the median over points of the mean over runs, the same without each run, and its variance over points."""
     runs, points = values.shape
     mean = values.mean(axis=0)
-    median = float(np.median(mean))
-    if runs == 1:
-        return Estimate(median, math.nan, math.nan)
-    draws = np.random.default_rng(seed).integers(points, size=(n_resamples, points))
-    left_out = np.median((values.sum(axis=0) - values) / (runs - 1), axis=1)
+    draws = generator.integers(points, size=(n_resamples, points))
+    left_out = np.median((values.sum(axis=0) - values) / (runs - 1), axis=1) if runs > 1 else np.empty(0)
+    return float(np.median(mean)), left_out, float(np.median(mean[draws], axis=1).var(ddof=1))
+
+
+def _half_width(left_out: np.ndarray, over_points: float) -> float:
+    runs = left_out.size
+    if not runs:
+        return math.nan
     over_runs = (runs - 1) / runs * np.square(left_out - left_out.mean()).sum()
-    half = float(stats.t.ppf(0.975, runs - 1) * math.sqrt(over_runs + np.median(mean[draws], axis=1).var(ddof=1)))
-    return symmetric_interval(median, half, NOT_NEGATIVE)
-
-
-def equivalence(estimate: Estimate, margin: float) -> Literal["yes", "no", "cannot say"]:
-    """Say whether a difference is within a margin: two one-sided tests, by the 95 % interval (Schuirmann 1987).
-
-    Args:
-        estimate: The difference; a NaN interval says nothing.
-        margin: The largest difference that does not matter, > 0.
-
-    Returns:
-        "yes" if the whole interval is within +-margin, "no" if all of it is outside, else "cannot say".
-    """
-    if -margin < estimate.low and estimate.high < margin:
-        return "yes"
-    return "no" if estimate.low > margin or estimate.high < -margin else "cannot say"
+    return float(stats.t.ppf(0.975, runs - 1) * math.sqrt(over_runs + over_points))

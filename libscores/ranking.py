@@ -253,43 +253,21 @@ def nothing_retrained(before: np.ndarray, after: np.ndarray, tolerance: float = 
     return factor if same.mean() > 0.5 and usable.sum() > 1 else None
 
 
-def split_half_agreement(runs: np.ndarray, n_splits: int = 50, seed: int = 0) -> np.ndarray:
-    """Return the mean `rank_agreement` between two disjoint halves of one experiment's runs.
+def pair_interval(before: np.ndarray, after: np.ndarray, n_groups: int = 20, seed: int = 0) -> dict[str, Estimate]:
+    """Return `rank_agreement` of two runs by metric, with jackknife intervals over groups of points.
 
-    What retraining alone does to the ranking, with nothing removed: the yardstick for a removal. Halves average half
-    as many runs, so it is a little pessimistic.
-
-    Args:
-        runs: Total cost of each run and point, shape (R, P), R >= 2.
-        n_splits: Random splits averaged over.
-        seed: Seed of the splits.
-    """
-    if len(runs) < 2:
-        raise ValueError(f"needs at least 2 runs, got {len(runs)}")
-    generator = np.random.default_rng(seed)
-    half = len(runs) // 2
-    orders = [generator.permutation(len(runs)) for _ in range(n_splits)]
-    return np.mean(
-        [rank_agreement(runs[o[:half]].mean(axis=0), runs[o[half : 2 * half]].mean(axis=0)) for o in orders], axis=0
-    )
-
-
-def split_half_interval(runs: np.ndarray, n_groups: int = 20, n_splits: int = 50, seed: int = 0) -> dict[str, Estimate]:
-    """Return `split_half_agreement` by metric, with jackknife intervals over groups of points.
-
-    They hold the uncertainty of which points were measured, not that of the R runs.
+    They hold the uncertainty of which points were measured, not that of the runs.
 
     Args:
-        runs: Total cost of each run and point, shape (R, P), R >= 2.
+        before: Total cost of each point in one run, shape (P,), P >= 4.
+        after: The same in the other, shape (P,).
         n_groups: Groups of points left out in turn; at most P / 2 are made.
-        n_splits: Random splits averaged over.
-        seed: Seed of the groups and splits.
+        seed: Seed of the groups.
     """
-    n_points = runs.shape[1]
-    n_groups = min(n_groups, n_points // 2)
-    group = np.random.default_rng(seed).permutation(np.arange(n_points) % n_groups)
-    values = split_half_agreement(runs, n_splits, seed)
-    left_out = np.array([split_half_agreement(runs[:, group != g], n_splits, seed) for g in range(n_groups)])
+    n_groups = min(n_groups, before.size // 2)
+    group = np.random.default_rng(seed).permutation(np.arange(before.size) % n_groups)
+    values = rank_agreement(before, after)
+    left_out = np.array([rank_agreement(before[group != g], after[group != g]) for g in range(n_groups)])
     return {
         name: jackknife_interval(float(value), column, bounds)
         for name, value, column, bounds in zip(RANK_METRICS, values, left_out.T, _RANK_BOUNDS, strict=True)

@@ -713,21 +713,27 @@ def account(
     convention: Convention = "derived",
     interpolate: bool = True,
     fractional_orders: FractionalOrders = "interpolated",
+    reverse: bool = False,
 ) -> Account:
     """Return composed, realised and data-independent costs and their epsilons.
 
+    In reverse a step's divergence is that of the base from the mixture, at most the other one at equal sensitivity
+    (theorem 5 of Mironov, Talwar, Zhang, arXiv 1908.10530v1) and never above -ln(1-q); p is infinity.
+
     Args:
-        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train with the point.
+        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train with the point, or, in
+            reverse, without it.
         steps: Step of each column, shape (S,), increasing, in 0...T.
         total_steps: T, steps of the whole run.
         sample_rate: q in [0, 1].
         noise_multiplier: sigma > 0.
-        order: a >= 2; a fractional one is rounded up.
+        order: a >= 2; a fractional one is rounded up, but not in reverse.
         delta: In (0, 1).
         convention: "published" composes as the published code does: p is three times the last step, orders count from
-            the first step, and the total is over the measured steps only.
+            the first step, and the total is over the measured steps only. Not in reverse.
         interpolate: Totals over all T steps, interpolated between the measured ones; else over the measured ones.
         fractional_orders: See `composed_cost`.
+        reverse: D(train without the point || train with it).
 
     Returns:
         The account. Totals over interpolated steps, and expectations over few runs, are estimates.
@@ -735,73 +741,31 @@ def account(
     s, steps = _check_trajectories(sensitivity, steps, total_steps)
     weights = interpolation_weights(steps, total_steps) if interpolate else np.ones(steps.size)
     inputs = (s, steps, total_steps, sample_rate, noise_multiplier)
-    epsilons = trajectory_epsilons(*inputs, delta, weights, fractional_orders)
-    if convention == "derived":
-        composition = compose(*inputs, order, weights, fractional_orders)
+    epsilons = trajectory_epsilons(*inputs, delta, weights, fractional_orders, reverse)
+    mechanism = (sample_rate, noise_multiplier)
+    if reverse:
+        (divergence,) = divergence_at(s, *mechanism, (order,), reverse)
+        cost, forever = divergence.max(axis=0), np.full(s.shape[2], math.inf)
+        composition, realised = Composition(cost, weights @ cost, forever), np.einsum("rsp,s->rp", divergence, weights)
+        (worst,) = divergence_at(np.ones(()), *mechanism, (order,), reverse)
     else:
-        exponent = 3.0 * float(steps[-1])
-        cost = composed_cost(*inputs, order, exponent, convention)
-        composition = Composition(cost, cost.sum(axis=0), np.full(s.shape[2], exponent))
-        epsilons = epsilons._replace(composed=np.full(s.shape[2], math.nan))
-    worst = float(step_divergence(1.0, sample_rate, noise_multiplier, order)) * weights.sum()
-    everywhere = np.array(list(divergence_at(np.ones(()), sample_rate, noise_multiplier))) * weights.sum()
+        realised = realised_sum(s, *mechanism, order, weights)
+        worst = step_divergence(1.0, *mechanism, order)
+        if convention == "derived":
+            composition = compose(*inputs, order, weights, fractional_orders)
+        else:
+            exponent = 3.0 * float(steps[-1])
+            cost = composed_cost(*inputs, order, exponent, convention)
+            composition = Composition(cost, cost.sum(axis=0), np.full(s.shape[2], exponent))
+            epsilons = epsilons._replace(composed=np.full(s.shape[2], math.nan))
+    everywhere = np.array(list(divergence_at(np.ones(()), *mechanism, reverse=reverse))) * weights.sum()
     return Account(
         *composition,
-        realised=realised_sum(s, sample_rate, noise_multiplier, order, weights),
-        data_independent=worst,
+        realised=realised,
+        data_independent=float(worst) * weights.sum(),
         epsilon_composed=epsilons.composed,
         epsilon_realised=epsilons.realised,
         epsilon_data_independent=float(epsilon(everywhere, EPSILON_ORDERS, delta)[0]),
-    )
-
-
-class ReverseAccount(NamedTuple):
-    """What runs without a point say of D(train without it || train with it)."""
-
-    realised: np.ndarray
-    """Each run's realised sum, nats, shape (R, P)."""
-    largest: np.ndarray
-    """Sum over steps of the largest divergence among the R runs, nats, shape (P,)."""
-    epsilon_realised: np.ndarray
-    """Shape (R, P)."""
-    epsilon_largest: np.ndarray
-    """Shape (P,)."""
-
-
-def reverse_account(
-    sensitivity: np.ndarray,
-    steps: np.ndarray,
-    total_steps: int,
-    sample_rate: float,
-    noise_multiplier: float,
-    order: float,
-    delta: float,
-    interpolate: bool = True,
-) -> ReverseAccount:
-    """Return the costs and epsilons of the direction that `account` leaves out.
-
-    A step's divergence is that of the base from the mixture, at most D of `account` at equal sensitivity (theorem 5 of
-    Mironov, Talwar, Zhang, arXiv 1908.10530v1), and never above -ln(1-q).
-
-    Args:
-        sensitivity: s of each run, step and point, shape (R, S, P), in [0, 1]; the runs train WITHOUT the point.
-        steps: Step of each column, shape (S,), increasing, in 0...T.
-        total_steps: T, steps of the whole run.
-        sample_rate: q in [0, 1].
-        noise_multiplier: sigma > 0.
-        order: a > 1.
-        delta: In (0, 1).
-        interpolate: Totals over all T steps, interpolated between the measured ones; else over the measured ones.
-    """
-    s, steps = _check_trajectories(sensitivity, steps, total_steps)
-    weights = interpolation_weights(steps, total_steps) if interpolate else np.ones(steps.size)
-    (divergence,) = divergence_at(s, sample_rate, noise_multiplier, (order,), reverse=True)
-    epsilons = trajectory_epsilons(s, steps, total_steps, sample_rate, noise_multiplier, delta, weights, reverse=True)
-    return ReverseAccount(
-        realised=np.einsum("rsp,s->rp", divergence, weights),
-        largest=weights @ divergence.max(axis=0),
-        epsilon_realised=epsilons.realised,
-        epsilon_largest=epsilons.composed,
     )
 
 

@@ -19,7 +19,12 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return format(self, ".4g")
+
+    def __format__(self, spec: str) -> str:
+        """Return value [low, high], each in a format such as .3f; the value alone where there is no interval."""
+        value, low, high = (format(number, spec or ".4g") for number in (self.value, self.low, self.high))
+        return value if math.isnan(self.low) and math.isnan(self.high) else f"{value} [{low}, {high}]"
 
 
 Bounds = tuple[float, float]
@@ -139,29 +144,80 @@ def jackknife_interval(value: float, left_out: np.ndarray, bounds: Bounds = UNBO
     return symmetric_interval(value, float(stats.t.ppf(0.975, groups - 1) * error), bounds)
 
 
+def student_interval(values: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate:
+    """Return the mean of independent values, (N,), with Student's interval; those that are NaN do not count.
+
+    NaN for fewer than two.
+    """
+    known = values[np.isfinite(values)]
+    if known.size < 2:
+        return Estimate(float(known.mean()) if known.size else math.nan, math.nan, math.nan)
+    half = float(stats.sem(known) * stats.t.ppf(0.975, known.size - 1))
+    return symmetric_interval(float(known.mean()), half, bounds)
+
+
+def auroc(marked: np.ndarray, score: np.ndarray) -> float:
+    """Return the probability that a score, (N,), is higher for a marked example than for another, ties counting half.
+
+    NaN where all or none are marked, bool (N,).
+    """
+    n, rest = int(marked.sum()), int((~marked).sum())
+    if not n or not rest:
+        return math.nan
+    return float(stats.mannwhitneyu(score[marked], score[~marked], method="asymptotic").statistic / (n * rest))
+
+
 @dataclass(frozen=True)
 class PermutationTest:
-    """Spearman's correlation against random pairings.
+    """A similarity against random pairings.
 
     Attributes:
-        value: The correlation.
-        null_low: 2.5 % point of the correlation of random pairings.
+        value: The similarity.
+        null_low: 2.5 % point of the similarity of random pairings.
         null_high: 97.5 % point.
-        p_value: Two-sided, (1 + pairings at least as extreme) / (1 + pairings).
+        p_value: Two-sided, (1 + pairings at least as far from the mean of all) / (1 + pairings).
+        null: Mean of the similarity over all pairings: 0 for a correlation, but not for a cosine.
     """
 
     value: float
     null_low: float
     null_high: float
     p_value: float
+    null: float
+
+    @property
+    def random_pairs(self) -> Estimate:
+        """What random pairings give, with 95 % of them."""
+        return Estimate(self.null, self.null_low, self.null_high)
+
+
+def permutation_tests(a: np.ndarray, b: np.ndarray, n_permutations: int, seed: int) -> dict[str, PermutationTest]:
+    """Compare every one of `SIMILARITIES` of a and b, each of shape (N,), with that of a and shuffled b."""
+    rng = np.random.default_rng(seed)
+    vectors = {"Spearman": [stats.rankdata(score) for score in (a, b)], "Pearson": [a, b], "cosine": [a, b]}
+    pairs = {}
+    for name, pair in vectors.items():
+        x, y = (np.asarray(v, dtype=float) - (0.0 if name == "cosine" else v.mean()) for v in pair)
+        norm = np.linalg.norm(x) * np.linalg.norm(y)
+        pairs[name] = x, y / norm if norm > 0 else y * math.nan
+    shuffled: dict[str, list[float]] = {name: [] for name in pairs}
+    for _ in range(n_permutations):
+        order = rng.permutation(len(a))
+        for name, (x, y) in pairs.items():
+            shuffled[name].append(float(x @ y[order]))
+    tests = {}
+    for name, (x, y) in pairs.items():
+        value, mean, null = (
+            float(x @ y),
+            float(x.sum() * y.mean()) if name == "cosine" else 0.0,
+            np.array(shuffled[name]),
+        )
+        low, high = np.quantile(null, [0.025, 0.975])
+        extreme = np.count_nonzero(np.abs(null - mean) >= abs(value - mean))
+        tests[name] = PermutationTest(value, float(low), float(high), (1 + extreme) / (1 + n_permutations), mean)
+    return tests
 
 
 def permutation_test(a: np.ndarray, b: np.ndarray, n_permutations: int, seed: int) -> PermutationTest:
     """Compare Spearman's correlation of a and b, each of shape (N,), with that of a and shuffled b."""
-    rng = np.random.default_rng(seed)
-    ranks_a, ranks_b = stats.rankdata(a), stats.rankdata(b)
-    value = pearson(ranks_a, ranks_b)
-    null = np.array([pearson(ranks_a, rng.permutation(ranks_b)) for _ in range(n_permutations)])
-    low, high = np.quantile(null, [0.025, 0.975])
-    p_value = (1 + np.count_nonzero(np.abs(null) >= abs(value))) / (1 + n_permutations)
-    return PermutationTest(value, float(low), float(high), float(p_value))
+    return permutation_tests(a, b, n_permutations, seed)["Spearman"]

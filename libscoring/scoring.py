@@ -22,7 +22,7 @@ from libscores.curvature import scoring as scored
 from libscoring.settings import ScoreSettings
 from libscoring.table import Score, values_of
 from libstore.errors import InputError
-from libstore.scores import CURVATURE, LABELS, keep_index, score_path
+from libstore.scores import COLUMNS, CURVATURE, LABELS, keep_index, score_path
 from libstore.store import Output, array_bytes, exclusive, load_scores, provenance
 from libtrain.training import predict
 
@@ -121,7 +121,7 @@ class Scoring:
         return {"model_name": model_name, "model": model, "data": data, **score.decided_by(self.settings)}
 
     def _columns_file(self, score: Score, model_name: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> Output:
-        path = self.score_dir / model_name / f"columns_{score.name}_{model_name}.npy"
+        path = self.score_dir / model_name / f"{COLUMNS}{score.name}_{model_name}.npy"
         return Output(path, self._settings(score, model_name, model, data), score.format)
 
     def _columns(

@@ -9,13 +9,12 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, content_digest, stream
+from libdata.imagenet import IMAGE_SIZE, ImageNetIndex, Shard, content_digest, stream
 from libmodels.devices import describe_device
 from libscoring.scoring import Scoring, check_agreement, check_scorable, outcomes, save_scores, score_batch
 from libstore.errors import InputError
@@ -31,7 +30,7 @@ def score_shards(
     model_name: str,
     load: Callable[[], nn.Module],
     model_identity: dict[str, Any],
-    shards: Sequence[Path],
+    shards: Sequence[Shard],
     selected: range,
     order: ImageNetIndex,
     recorded: Mapping[str, np.ndarray],
@@ -49,7 +48,7 @@ def score_shards(
         model_name: Name of the model, also of its folder.
         load: Returns the network; called only if there is something to score.
         model_identity: What distinguishes the model; goes into the sidecars.
-        shards: All TFRecord files of the split.
+        shards: All TFRecord files of the split, or all parts of its folders.
         selected: Which of them to score now.
         order: Feldman and Zhang's labels by index.
         recorded: "correctness" and maybe "prob" by index as kept with the model, NaN where unknown, (N,) each; they
@@ -135,7 +134,7 @@ def score_shards(
 def _score_file(
     model: nn.Module,
     model_name: str,
-    path: Path,
+    path: Shard,
     order: ImageNetIndex,
     scoring: Scoring,
     pool: ThreadPoolExecutor,

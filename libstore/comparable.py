@@ -22,7 +22,7 @@ RUNS = ("run", "seed", "seeds")
 """Free in the runs of an ensemble and of the per-instance study."""
 PRIVATE_MODELS = (
     "privacy.epsilon", "privacy.noise_multiplier", "privacy.spent_epsilon", "seed", "seeds", "suffix",
-    "train_on.index_sha256",
+    "train_on.index_sha256", "train_on.n_examples",
 )  # fmt: skip
 """Free in private models: the budget with the noise that follows from it, the seed and the subset."""
 SCORES = ("model_name", "model.sha256", "model.source")

@@ -7,7 +7,7 @@ do not belong together are refused as everywhere (libstore.comparable).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from libscores import agreement
+from libscores import correlation, trajectory
 from libscores.influence import influences, top_pairs
 from libscores.membership import Masked, exposure, lira, rmia
 from libscores.memorization import RunningMean
 from libscores.over_models import InAndOut, halves
 from libstore import score_columns as columns
-from libstore.comparable import kept
+from libstore import trajectories
+from libstore.comparable import RUNS, check_alike, kept
+from libstore.config import Config
+from libstore.errors import InputError
 from libstore.fz import RunArrays, ensemble_root, run_dir
 from libstore.score_table import Column, Gathered
 from libstore.scored_ensemble import ScoredEnsemble, check_runs, checked_runs, usable_runs, values_on
-from libstore.scores import CURVATURE, LABELS, TRACE, fz_model_name, score_path
-from libstore.store import array_bytes, arrays_bytes, file_sha256, read_sidecar
+from libstore.scores import CURVATURE, TRACE, fz_model_name, score_path, scores_there
+from libstore.store import array_bytes, arrays_bytes, check_format, file_sha256, read_sidecar
 
 PAIRS, MATRIX, CURVES = "influence.npz", "influence_matrix.npy", "membership.npz"
 """Kept beside the table: pairs of training and test examples, all of them, and the attacks' curves."""
 _CURVE_POINTS = 400
-_SCORER = "calc_curv_fz_models.py"
+_SCORER, _TRAIN = "calc_curv_fz_models.py", "train_fz_models.py"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ class Places:
     flags: str
     network_flags: str
 
+    @staticmethod
+    def of(config: Config, dataset: str, arch: str, ratio: str, flags: str, network_flags: str) -> Places:
+        """Return the places that a configuration names."""
+        return Places(
+            config.fz_models(dataset), config.fz_score_dir(dataset), config.private_models(dataset),
+            config.private_score_dir(dataset), config.sensitivity_dir, dataset, arch, ratio, flags, network_flags,
+        )  # fmt: skip
+
     def command(self, script: str, more: str = "") -> str:
         """Return the command that runs a script for this data set and network."""
         return " ".join(filter(None, (f"python {script}", self.flags, self.network_flags, more)))
@@ -70,7 +81,7 @@ class Places:
 def reliability(of_halves: np.ndarray) -> float | None:
     """Return a score's reliability from its values by two halves of the runs, (2, N); None where there is none."""
     defined = np.isfinite(of_halves).all(axis=0)
-    found = agreement.reliability(*of_halves[:, defined]) if defined.sum() > 2 else float("nan")
+    found = correlation.reliability(*of_halves[:, defined]) if defined.sum() > 2 else float("nan")
     return found if np.isfinite(found) else None
 
 
@@ -104,6 +115,16 @@ class _Ensemble:
         )  # fmt: skip
 
 
+def _open(places: Places) -> _Ensemble:
+    root = ensemble_root(places.fz_models, places.dataset, places.arch)
+    runs = usable_runs(root, places.ratio)
+    check_runs(root, places.ratio, runs)
+    first = next(checked_runs(root, places.ratio, runs[:1]))
+    one = kept(run_dir(root, places.ratio, runs[0]) / "aux_arrays.npz")
+    content = one.settings["data"].get("content_sha256") if one else None
+    return _Ensemble(places, root, runs, first.examples, content)
+
+
 def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = False) -> Gathered:
     """Return what an ensemble's runs and the scores of its models give, to be read.
 
@@ -115,17 +136,11 @@ def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = Fa
     Raises:
         InputError: Runs do not belong together, or a file is damaged.
     """
-    root, train = ensemble_root(places.fz_models, places.dataset, places.arch), places.command("train_fz_models.py")
+    root, train = ensemble_root(places.fz_models, places.dataset, places.arch), places.command(_TRAIN)
     if not any((root / places.ratio).glob("*/aux_arrays.npz")):
-        kinds = (columns.ENSEMBLE, columns.AVERAGED)
-        return Gathered(missing={name: train for name, one in columns.MEANINGS.items() if one.kind in kinds})
-    runs = usable_runs(root, places.ratio)
-    check_runs(root, places.ratio, runs)
-    first = next(checked_runs(root, places.ratio, runs[:1]))
-    one = kept(run_dir(root, places.ratio, runs[0]) / "aux_arrays.npz")
-    content = one.settings["data"].get("content_sha256") if one else None
-    ensemble = _Ensemble(places, root, runs, first.examples, content)
-    found = ensemble.found
+        return Gathered(missing=dict.fromkeys(columns.MEANINGS, train))
+    ensemble = _open(places)
+    runs, found, first = ensemble.runs, ensemble.found, next(ensemble.arrays())
     for run in runs:
         arrays = kept(run_dir(root, places.ratio, run) / "aux_arrays.npz")
         path = run_dir(root, places.ratio, run) / "aux_arrays.npz"
@@ -149,6 +164,7 @@ def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = Fa
     else:
         found.missing["influence_largest"] = found.missing["influence_total"] = places.command("score_table.py")
     _find_averages(ensemble)
+    _find_trajectories(ensemble)
     return found
 
 
@@ -211,30 +227,32 @@ def _add_influence(ensemble: _Ensemble, value: str, matrix: bool) -> None:
         ensemble.found.beside[MATRIX] = array_bytes(whole)
 
 
-def _find_averages(ensemble: _Ensemble) -> None:
-    """Look up which scores models of the ensemble have, to be averaged."""
-    places, found = ensemble.places, ensemble.found
-    there: dict[tuple[str, str], int] = {}
+def _scored(ensemble: _Ensemble) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
+    """Return the sidecars of the scores that models have, by score and step, and run."""
+    places = ensemble.places
+    there: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for run in ensemble.runs:
         name = fz_model_name(places.dataset, places.arch, places.ratio, run)
-        digests = []
-        for path in sorted((places.fz_scores / name).glob(f"*_{name}*.json")):
-            said = read_sidecar(path)
-            settings = said["settings"]
-            if settings.get("score", LABELS) == LABELS or not path.with_suffix(".npy").exists():
-                continue
-            step = "exact" if settings.get("exact") else str(settings["h"]) if "h" in settings else ""
-            there.setdefault((settings["score"], step), run)
-            digests.append(said["sha256"])
+        for key, path in scores_there(places.fz_scores, name).items():
+            there.setdefault(key, {})[run] = read_sidecar(path)
+    return dict(sorted(there.items()))
+
+
+def _find_averages(ensemble: _Ensemble) -> None:
+    """Look up which scores models of the ensemble have, to be averaged."""
+    places, found, there = ensemble.places, ensemble.found, _scored(ensemble)
+    for run in ensemble.runs:
+        digests = [by_run[run]["sha256"] for by_run in there.values() if run in by_run]
         if digests:
+            name = fz_model_name(places.dataset, places.arch, places.ratio, run)
             found.files[f"scores of {name}"] = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     called = {columns.of_score(*one)[0] for one in there}
     for name, meaning in columns.MEANINGS.items():
         if meaning.kind == columns.AVERAGED and name not in called:
             score = CURVATURE if name == TRACE else name
             found.missing[name] = places.command(_SCORER, f"--ratio {places.ratio} --scores {score}")
-    for (score, step), run in sorted(there.items()):
-        found.work.append(partial(_add_average, ensemble, score, step, run))
+    for (score, step), by_run in there.items():
+        found.work.append(partial(_add_average, ensemble, score, step, min(by_run)))
 
 
 def _add_average(ensemble: _Ensemble, score: str, step: str, run: int) -> None:
@@ -254,3 +272,140 @@ def _add_average(ensemble: _Ensemble, score: str, step: str, run: int) -> None:
             scored.runs, reliability(average.mean[1:]), str(path),
         )
     )  # fmt: skip
+
+
+def _find_trajectories(ensemble: _Ensemble) -> None:
+    """Look up which runs recorded what they saw of their examples."""
+    places, found = ensemble.places, ensemble.found
+    paths = {run: run_dir(ensemble.root, places.ratio, run) / trajectories.NAME for run in ensemble.runs}
+    there = {run: kept(path) for run, path in paths.items() if path.exists()}
+    check_alike(there.values(), RUNS, f"; run {_TRAIN} with the same --record flags for all")
+    for run, one in there.items():
+        if one is None:
+            raise InputError(f"{paths[run]}: its sidecar is missing; run {_TRAIN} with --record again")
+        check_format(one.path, one.sidecar, trajectories.FORMAT, _TRAIN)
+        found.files[f"trajectory of {places.dataset}_{places.arch}_{places.ratio}_{run}"] = str(one.sidecar["sha256"])
+    names = {
+        "--record": ["forgetting_events", "first_learned_epoch", "csl", "lt_iqr"],
+        "--record_input_gradients": ["csg", "csg_stopped"],
+        "--record_vog": ["vog"],
+    }
+    first = next(iter(there.values()), None)
+    said = first.settings["record"] | {"record": True} if first else {}
+    for flag, missing in names.items():
+        if not said.get(flag.removeprefix("--record_").removeprefix("--")):
+            line = places.command(_TRAIN, f"{flag}, with the flags that the runs were trained with")
+            found.missing.update(dict.fromkeys(missing, line))
+    if there:
+        found.work.append(partial(_add_trajectories, ensemble, list(there)))
+
+
+def _add_trajectories(ensemble: _Ensemble, runs: Sequence[int]) -> None:
+    n, means = len(ensemble.examples), dict[str, RunningMean]()
+    for number, run in enumerate(runs):
+        one = trajectories.read_trajectory(run_dir(ensemble.root, ensemble.places.ratio, run))
+        for name, values in _of_trajectory(one).items():
+            mask, whole = _whole(ensemble, one, values)
+            means.setdefault(name, RunningMean(halves(len(runs)), n)).add(number, mask, whole)
+    for name, mean in means.items():
+        ensemble.add(name, mean.mean[0], mean.standard_error[0], mean.mean[1:], runs=list(runs))
+
+
+def _of_trajectory(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the scores of one run's record, (n,) each."""
+    found = {
+        "forgetting_events": trajectory.forgetting_events(one["correct"]),
+        "first_learned_epoch": trajectory.first_learned_epoch(one["correct"]),
+        "csl": trajectory.cumulative(one["loss"]),
+        "lt_iqr": trajectory.loss_range(one["loss"]),
+    }
+    if "input_gradient_norm" in one:
+        norms = one["input_gradient_norm"]
+        found["csg"] = trajectory.cumulative(norms)
+        found["csg_stopped"] = trajectory.cumulative(norms, one["weight_norm"])
+    return found | ({"vog": one["vog"]} if "vog" in one else {})
+
+
+def _whole(ensemble: _Ensemble, one: dict[str, np.ndarray], values: np.ndarray) -> Masked:
+    """Lay a value of the training examples, (n,), out on all: whether it is one, and the value, (N,)."""
+    rows = np.searchsorted(ensemble.examples, one["index_train"])
+    mask, whole = np.zeros(len(ensemble.examples), dtype=bool), np.zeros(len(ensemble.examples))
+    mask[rows], whole[rows] = True, values
+    return mask, whole
+
+
+@dataclass(frozen=True)
+class ByRun:
+    """A score of every run of an ensemble.
+
+    Attributes:
+        read: Called to read, of each run, whether it trained on each example (for held-out consistency whether it did
+            not) and the score, NaN where it has none.
+        seconds: What a network cost, training and scoring, mean over the runs, as their provenance says; scores that
+            were taken in one go share their seconds.
+        difference: The score is a difference between runs that hold an example and those that do not.
+    """
+
+    read: Callable[[], Iterator[Masked]]
+    seconds: float
+    difference: bool = False
+
+
+@dataclass(frozen=True)
+class RunByRun:
+    """What an ensemble's scores are made of.
+
+    Attributes:
+        n_runs: Number T of runs.
+        examples: Positions of the examples, (N,).
+        scores: Memorization first, held-out consistency, and every score that all runs have, by column.
+    """
+
+    n_runs: int
+    examples: np.ndarray
+    scores: dict[str, ByRun]
+
+
+def scores_by_run(places: Places) -> RunByRun:
+    """Find memorization and every score that all runs have, run by run, to see what a few of them buy.
+
+    Raises:
+        InputError: There are no runs, or they do not belong together.
+    """
+    ensemble = _open(places)
+
+    def seconds(sidecars: Iterable[Any]) -> float:
+        return float(np.mean([one["provenance"].get("seconds", np.nan) if one else np.nan for one in sidecars]))
+
+    folders = [run_dir(ensemble.root, places.ratio, run) for run in ensemble.runs]
+    arrays = [kept(folder / "aux_arrays.npz") for folder in folders]
+    training = seconds(one.sidecar if one else None for one in arrays)
+    value = "prob" if next(ensemble.arrays()).prob else "correctness"
+    found = {
+        f"memorization_{value}": ByRun(lambda: ensemble.laid_out(value), training, difference=True),
+        f"consistency_{value}": ByRun(lambda: ((~mask, of) for mask, of in ensemble.laid_out(value)), training),
+    }
+    for (score, step), by_run in _scored(ensemble).items():
+        if len(by_run) == len(ensemble.runs):
+            scored = ScoredEnsemble.find(
+                places.fz_models, places.fz_scores, places.dataset, places.arch, places.ratio, h=step, score=score
+            )
+            if scored.runs == ensemble.runs:
+                cost = training + seconds(by_run.values())
+                found[columns.of_score(score, step)[0]] = ByRun(partial(_read_scores, scored), cost)
+    if all((folder / trajectories.NAME).exists() for folder in folders):
+        cost = seconds(read_sidecar(folder / trajectories.NAME) for folder in folders)
+        for name in _of_trajectory(trajectories.read_trajectory(folders[0])):
+            found[name] = ByRun(partial(_read_trajectories, ensemble, folders, name), cost)
+    return RunByRun(len(ensemble.runs), ensemble.examples, found)
+
+
+def _read_scores(scored: ScoredEnsemble) -> Iterator[Masked]:
+    for one in scored.read():
+        yield one[0], one[2]
+
+
+def _read_trajectories(ensemble: _Ensemble, folders: Sequence[Path], name: str) -> Iterator[Masked]:
+    for folder in folders:
+        one = trajectories.read_trajectory(folder)
+        yield _whole(ensemble, one, _of_trajectory(one)[name])

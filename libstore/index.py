@@ -11,6 +11,8 @@ from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.store import read_sidecar
 
+SPREAD = "spread:"
+
 
 def index_digest(index: np.ndarray) -> str:
     """Return the SHA-256 of an index, shape (N,), written as little-endian int64."""
@@ -21,7 +23,8 @@ def read_index(subset: str, size: int) -> np.ndarray:
     """Resolve a `--subset` argument to positions in torchvision's order.
 
     Args:
-        subset: "all", a number N (the first N examples) or the path of an .npy file of positions.
+        subset: "all", a number N (the first N examples), "spread:N" (N at even distances through the data set, for
+            data that are sorted by class) or the path of an .npy file of positions.
         size: Number of examples of the whole data set.
 
     Returns:
@@ -32,10 +35,12 @@ def read_index(subset: str, size: int) -> np.ndarray:
     """
     if subset == "all":
         return np.arange(size)
-    if subset.isdecimal():
-        if not 1 <= int(subset) <= size:
+    number = subset.removeprefix(SPREAD)
+    if number.isdecimal():
+        count = int(number)
+        if not 1 <= count <= size:
             raise InputError(f"subset {subset}: the data set has {size} examples")
-        return np.arange(int(subset))
+        return np.arange(count) if number == subset else np.arange(count) * size // count
     return check_index(load_array(subset), size, subset)
 
 
@@ -65,6 +70,16 @@ def check_index_content(path: str | Path, content_sha256: object) -> None:
     there = read_sidecar(Path(path))["settings"].get("content_sha256")
     if there not in (None, content_sha256):
         raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
+
+
+def planned_size(path: str | Path | None) -> int | None:
+    """Return for how many examples a training on an index should be planned, if its sidecar says so.
+
+    Subsets that are drawn example by example differ in size, which must not change sample rate, noise and steps.
+    """
+    if path is None or Path(path).suffix != ".npy" or not Path(path).with_suffix(".json").exists():
+        return None
+    return read_sidecar(Path(path))["settings"].get("planned")
 
 
 def load_array(path: str | Path) -> np.ndarray:

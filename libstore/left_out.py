@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from libstore.errors import InputError
-from libstore.sensitivity_results import SensitivityResults, check_there, read_results
+from libstore.sensitivity_results import SensitivityResults, check_same_training, check_there, read_results
 from libstore.text_tables import open_table
 
 TRAINED_ON = "trained_on"
 """Column of a result file: 0 where the points were left out of the training; 1, or no such column, otherwise."""
-_MECHANISM = ("sample_rate", "noise_multiplier", "total_steps", "max_grad_norm", "batch_size")
+_MECHANISM = ("sample_rate", "noise_multiplier", "total_steps")
 
 
 def check_trained_on(paths: Sequence[Path], expected: bool) -> None:
@@ -34,13 +34,19 @@ def check_trained_on(paths: Sequence[Path], expected: bool) -> None:
 
 
 def read_left_out(
-    paths: Sequence[Path], beside: SensitivityResults, distance_unit: str = "batch_mean", total_steps: int | None = None
+    paths: Sequence[Path],
+    beside: SensitivityResults,
+    beside_paths: Sequence[Path],
+    distance_unit: str = "batch_mean",
+    total_steps: int | None = None,
 ) -> Iterator[SensitivityResults]:
     """Read the runs of each fold: files with the same points are runs of one fold.
 
     Args:
         paths: Result files of points left out of the training.
-        beside: The runs that train with the points, which must share the mechanism and have the points and stages.
+        beside: The runs that train with the points, which must share data, network, training and mechanism, and have
+            the points and stages.
+        beside_paths: Their files.
         distance_unit: See `read_results`.
         total_steps: See `read_results`.
 
@@ -49,7 +55,7 @@ def read_left_out(
 
     Raises:
         InputError: As `read_results`; a point was in the training, is in two folds or not among `beside`'s; the
-            mechanism or the stages differ.
+            data, network, training, mechanism or the stages differ.
     """
     check_trained_on(paths, expected=False)
     folds: dict[tuple[int, ...], list[Path]] = {}
@@ -63,6 +69,7 @@ def read_left_out(
                 raise InputError(f"{files[0]}: point {point} is in {seen[point]} too, a fold with other points")
             seen[point] = files[0]
         fold = read_results(files, distance_unit, total_steps=total_steps)
+        check_same_training(fold, files, beside, beside_paths)
         for name in _MECHANISM:
             here, there = getattr(fold, name), getattr(beside, name)
             if not np.isclose(here, there, rtol=1e-9):

@@ -22,12 +22,14 @@ from libstore import safe_pickle
 from libstore.comparable import PRIVATE_MODELS, SCORES, Kept, check_alike, check_made_of, check_weights, kept
 from libstore.errors import InputError
 from libstore.fz import RunArrays, read_run
-from libstore.scores import CURVATURE, CURVATURE_FORMAT, score_path
+from libstore.index import load_array
+from libstore.scores import CURVATURE, CURVATURE_FORMAT, index_path, score_path
 from libstore.settings import Settings, setting
 from libstore.store import check_format, file_sha256, flatten, load_scores, read_sidecar
 
 FORMAT = 1
 """To be raised when what a private model is changes; models of two formats are never mixed."""
+ADDS, EXCHANGES = "one example added", "one example exchanged"
 _SCORER = "calc_curv_private_models.py"
 
 
@@ -86,6 +88,10 @@ class PrivateModel:
         """
         self.file("aux_arrays.npz")
         return read_run(self.folder)
+
+    def members(self, examples: np.ndarray) -> np.ndarray:
+        """Return which of some positions in the data set, (N,), it trained on, bool (N,)."""
+        return np.isin(examples, self.arrays().index["train"])
 
     def test_losses(self) -> np.ndarray:
         """Read the loss of every test example, (N,).
@@ -232,6 +238,18 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
         seen[run] = model
 
 
+def exchanges_or_adds(models: Sequence[PrivateModel]) -> str:
+    """Tell by what data sets with and without an example differ, from the sizes of the models' training sets.
+
+    Sets of various sizes under one plan were drawn example by example: the example is added. Sets of one size hold
+    another in its place.
+    """
+    sizes = [model.settings["train_on"] for model in models]
+    planned = {size.get("planned") for size in sizes}
+    drawn = len(planned - {None}) == len(planned) == 1 and len({size["n_examples"] for size in sizes}) > 1
+    return ADDS if drawn else EXCHANGES
+
+
 def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Arrange one value per model by epsilon and seed.
 
@@ -305,3 +323,15 @@ def read_curvature(models: Sequence[PrivateModel], score_dir: Path, h: float) ->
     check_alike(scores, SCORES, again)
     for path in paths:
         yield load_scores(path, CURVATURE_FORMAT, _SCORER)[0]
+
+
+def scored_examples(model: PrivateModel, score_dir: Path, h: float) -> np.ndarray:
+    """Return the positions in the data set of the examples that `read_curvature` yields scores of, (N,).
+
+    Raises:
+        InputError: The scores have no sidecar, or the index is not there.
+    """
+    scores = kept(score_path(score_dir, CURVATURE, model.name, h))
+    if scores is None:
+        raise InputError(f"{score_path(score_dir, CURVATURE, model.name, h)}: its sidecar is missing; run {_SCORER}")
+    return load_array(index_path(score_dir, scores.settings["data"]["index_sha256"]))

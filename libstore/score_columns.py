@@ -35,6 +35,10 @@ def _averaged(what: str, paper: str, unit: str, direction: str = MORE) -> Meanin
     return Meaning(f"{what}; {_HOLDING}", paper, direction, unit, AVERAGED)
 
 
+def _recorded(what: str, paper: str, unit: str) -> Meaning:
+    return Meaning(f"{what}; {_HOLDING}", paper, MORE, unit, TRAJECTORY)
+
+
 _MEMORIZATION = "{value} averaged over the networks that trained on the example, minus the same over those that did not"
 _FELDMAN = "Feldman, Zhang 2020, arXiv 2008.03703, section 2"
 _CONSISTENCY = "{value} averaged over the networks that did not train on the example (C-score, held out)"
@@ -49,6 +53,9 @@ _ATTACKS = {
     "lira_shared": ("LiRA with one variance for all examples", _LIRA),
     "rmia": ("RMIA", _RMIA),
 }
+_CSL = "Ravikumar et al. 2025, Towards Memorization Estimation: Fast, Formal and Free, ICML"
+_CSG = "Ravikumar et al. 2026, Memorization Through the Lens of Sample Gradients, ICLR"
+_TONEVA = "Toneva et al. 2019, arXiv 1812.05159"
 _PAUL = "Paul et al. 2021, arXiv 2107.07075"
 MEANINGS = {
     "memorization_correctness": Meaning(
@@ -85,6 +92,29 @@ MEANINGS = {
     "el2n": _averaged("norm of softmax minus one-hot label (EL2N)", f"{_PAUL}, definition 2.3", "probability"),
     "grand": _averaged("norm of the gradient of the loss by the weights (GraNd)", _PAUL, "loss per weight unit"),
     "input_gradient_norm": _averaged("norm of the gradient of the loss by the input", _LINKS, "loss per input unit"),
+    "forgetting_events": _recorded(
+        "epochs after which the example, right when its batch was trained on, is wrong at the next; as many as there "
+        "are epochs if it is never right", _TONEVA, "epochs",
+    ),
+    "first_learned_epoch": _recorded(
+        "first epoch, from 1, in which the example is right; one more than there are if it never is", _TONEVA, "epochs"
+    ),
+    "csl": _recorded("sum of the example's loss over the epochs (CSL)", _CSL, "nats"),
+    "lt_iqr": _recorded(
+        "interquartile range of the example's loss over the epochs (LT-IQR)", "arXiv 2411.05743", "nats"
+    ),
+    "csg": _recorded(
+        "sum over the epochs of the norm of the gradient of the example's loss by the input (CSG)", _CSG,
+        "loss per input unit",
+    ),
+    "csg_stopped": _recorded(
+        "the same up to the epoch in which the norm of the weights is largest", _CSG, "loss per input unit"
+    ),
+    "vog": _recorded(
+        "deviation over the epochs of the gradient of the label's logit by the input, mean over the input's values "
+        "(VoG, not normalised by class)", "Agarwal et al. 2022, arXiv 2008.11600, equations 2 to 4",
+        "logit per input unit",
+    ),
 }  # fmt: skip
 
 

@@ -209,9 +209,10 @@ class TableFiles:
 
     def save(self, table: pd.DataFrame, gathered: Gathered, content_sha256: str | None) -> None:
         """Write what goes beside the table, then its description, then the table itself."""
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        parquet, text = buffer.getvalue(), table.to_csv(index=False).encode()
+        buffers = io.BytesIO(), io.BytesIO()
+        table.to_parquet(buffers[0], index=False)
+        table.to_csv(buffers[1], index=False, mode="wb")
+        parquet, text = (buffer.getvalue() for buffer in buffers)
         told = {
             "dataset": self.dataset,
             "arch": self.arch,
@@ -253,6 +254,28 @@ def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if sha256(content) != about["sha256"]:
         raise InputError(f"{path}: the content does not match the sha256 in its sidecar; run {MAKER} again")
     return pd.read_parquet(io.BytesIO(content)), about
+
+
+def tables_there(score_dir: Path) -> list[str]:
+    """List the tables of a folder."""
+    return sorted(path.stem for path in score_dir.glob("table_*.parquet"))
+
+
+def beside_table(path: Path, name: str) -> Path | None:
+    """Return a file that is kept beside a table, by how its name begins and its suffix; None if there is none."""
+    found = path.with_name(f"{Path(name).stem}_{path.stem.removeprefix('table_')}{Path(name).suffix}")
+    return found if found.name in read_sidecar(path)["beside"] else None
+
+
+def check_ratio(about: Mapping[str, Any], ratio: str, path: Path) -> None:
+    """Refuse a table of another ratio.
+
+    Raises:
+        InputError: It is.
+    """
+    there = about["settings"]["ratio"]
+    if there != ratio:
+        raise InputError(f"{path}: of ratio {there}, not {ratio}")
 
 
 def check_columns(about: Mapping[str, Any], names: Iterable[str], path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from libscores.link1 import RunScores
 from libstore import fz
 from libstore.comparable import (
     RUNS,
@@ -27,7 +28,7 @@ from libstore.comparable import (
 from libstore.errors import InputError
 from libstore.fz import RunArrays, ensemble_root, list_runs, read_runs, run_dir
 from libstore.index import index_digest, load_array
-from libstore.scores import CURVATURE, fz_model_name, index_path, score_format, score_path
+from libstore.scores import CURVATURE, LOSS, fz_model_name, index_path, score_format, score_path
 from libstore.store import check_format, file_sha256, load_scores
 
 _TRAIN = "train_fz_models.py"
@@ -141,8 +142,8 @@ class ScoredEnsemble:
     value: str
     score: str
 
-    def read(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield every run's membership, value and score on `examples`, as libscores.link1.RunScores.
+    def read(self) -> Iterator[RunScores]:
+        """Yield every run's membership, value, score and loss on `examples`, as libscores.link1.RunScores.
 
         Raises:
             InputError: Runs or scores do not belong together, before the first is read; or a file is damaged.
@@ -153,7 +154,32 @@ class ScoredEnsemble:
             scores, _ = load_scores(path, score_format(self.score), _scorer(self.dataset))
             if scores.shape != self.examples.shape:
                 raise InputError(f"{path}: shape {scores.shape}, expected a score for each of {len(self.examples)}")
-            yield *values_on(arrays, self._folder(run), self.examples, self.value), scores
+            mask, values = values_on(arrays, self._folder(run), self.examples, self.value)
+            yield RunScores(mask, values, scores, self._losses(run, arrays))
+
+    def tokens(self) -> bool:
+        """Tell whether the runs' inputs are token ids, as far as a sidecar says so."""
+        arrays = kept(self._folder(self.runs[0]) / "aux_arrays.npz")
+        return bool(arrays and arrays.settings.get("model", {}).get("tokens", False))
+
+    def _losses(self, run: int, arrays: RunArrays) -> np.ndarray | None:
+        """Return the cross-entropy of every example under a run, (N,), from the cheapest source there is.
+
+        That is what the run kept of the true label's log-odds or probability, or else its score "loss".
+        """
+        if arrays.logodds:
+            return np.logaddexp(0, -arrays.on(self.examples, "logodds")[1])
+        if arrays.prob:
+            return -np.log(np.maximum(arrays.on(self.examples, "prob")[1], np.finfo(np.float32).tiny))
+        path = score_path(self.score_dir, LOSS, fz_model_name(self.dataset, self.arch, self.ratio, run))
+        if not path.exists():
+            return None
+        losses, sidecar = load_scores(path, score_format(LOSS), _scorer(self.dataset))
+        own, other = sidecar["settings"], _sidecar(self._score_path(run)).settings
+        differ = [key for key in ("model", "data") if own.get(key) != other.get(key)]
+        if differ:
+            raise InputError(f"{path}: of another {differ[0]} than {self._score_path(run)}; score both again")
+        return losses
 
     def check(self) -> None:
         """Compare what the sidecars say of every run's scores, arrays and weights, and of all runs together.

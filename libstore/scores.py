@@ -12,9 +12,11 @@ import numpy as np
 from libstore.index import index_digest
 from libstore.store import array_bytes, exclusive, write_atomic
 
-CURVATURE, TRACE, LABELS = "curvature", "trace", "true_labels"
+CURVATURE, TRACE, LABELS, LOSS = "curvature", "trace", "true_labels", "loss"
 CURVATURE_FORMAT = 2
 """2: the loss is softplus of the margin, whose gradient keeps its digits where the model is confident."""
+COLUMNS = "columns_"
+"""Begins the names of files that say what a score from outside returns."""
 _FILES = {CURVATURE: "curv_scores"}
 _BY_STEP = (CURVATURE, TRACE, LABELS)
 
@@ -35,6 +37,17 @@ def score_path(score_dir: Path, column: str, model_name: str, step: float | str 
     """
     end = f"_{step}" if column in _BY_STEP else ""
     return score_dir / model_name / f"{_FILES.get(column, column)}_{model_name}{end}.npy"
+
+
+def scores_there(score_dir: Path, model_name: str) -> dict[tuple[str, str], Path]:
+    """Return the scores of a model that are kept, by name and step ("" where there is none)."""
+    names = {file: column for column, file in _FILES.items()}
+    found = {}
+    for path in sorted((score_dir / model_name).glob(f"*_{model_name}*.npy")):
+        file, _, end = path.stem.partition(f"_{model_name}")
+        if file != LABELS and not file.startswith(COLUMNS):
+            found[names.get(file, file), end.removeprefix("_")] = path
+    return found
 
 
 def score_format(column: str) -> int:

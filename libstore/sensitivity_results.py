@@ -14,15 +14,17 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from libstore.comparable import REMOVAL, RUNS, Kept, check_alike, check_content, kept
 from libstore.errors import InputError
 from libstore.store import check_format, file_sha256
 from libstore.text_tables import open_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 """To be raised when what a column means changes; results of two formats are never mixed."""
@@ -40,6 +42,7 @@ _IDENTITY = ("run", "save_name", "res_name", "id", "seed")
 _SEED = "seed"
 _LENGTH = ("total_steps", "epochs")
 _TRAINING = ("eps", "delta", "lr")
+_SHARED = (*_TEXT_SETTINGS, "batch_size", "cn", "epochs", *_TRAINING)
 _CLIPPING_SLACK = 1e-4
 MAKER = "sensitivity/compute_sensitivity.py"
 
@@ -62,6 +65,7 @@ class SensitivityResults:
         columns: Further columns that were asked for, each of shape (R, S, P).
         dataset: The data set, "" where the files do not name it.
         model: The network, "" where the files do not name it.
+        training: What the columns say of data, network and training, by the column's name.
     """
 
     sensitivity: np.ndarray
@@ -77,6 +81,7 @@ class SensitivityResults:
     columns: dict[str, np.ndarray]
     dataset: str
     model: str
+    training: Mapping[str, Any]
 
 
 def read_results(
@@ -139,6 +144,7 @@ def read_results(
         columns={name: np.stack([run.values[name] for run in runs.values()]) for name in columns},
         dataset=str(settings.get("dataset", ("",))[0]),
         model=str(settings.get("model", ("",))[0]),
+        training={name: settings[name][0] for name in _SHARED if name in settings},
     )
 
 
@@ -266,6 +272,26 @@ def _kept(path: Path) -> Kept | None:
         return None  # a JSON file of somebody else's
 
 
+def check_same_training(
+    one: SensitivityResults, paths: Sequence[Path], other: SensitivityResults, other_paths: Sequence[Path]
+) -> None:
+    """Refuse results of two trainings that differ in more than runs and the points they train on.
+
+    Args:
+        one: Results.
+        paths: Their files.
+        other: Results of the other training.
+        other_paths: Their files.
+
+    Raises:
+        InputError: Data, network or training differ, by the files' columns or their sidecars.
+    """
+    settings = {name: (value, other_paths[0]) for name, value in other.training.items()}
+    for name, value in one.training.items():
+        _one_value(name, pd.Series([value]), paths[0], settings)
+    check_alike(_trainings([*other_paths, *paths]), REMOVAL)
+
+
 def check_removal(rankings: Sequence[Path], results: Sequence[Sequence[Path]]) -> None:
     """Refuse rankings, and the result files behind them, that are no before and after of one study.
 
@@ -358,17 +384,22 @@ def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:
     return table["point"].astype(np.int64), table[cost]
 
 
-def read_comparison(path: str | Path) -> pd.DataFrame:
-    """Read a table of sensitivity/rank_eval.py: `value`, `low` and `high` by metric.
+def read_comparison(path: str | Path) -> pd.Series:
+    """Read a table of sensitivity/rank_eval.py: an `Estimate` by metric.
 
     Raises:
         InputError: The file cannot be read or is not such a table.
     """
+    import pandas as pd
+
     check_there(path, "sensitivity/run_compo.sh or rank_eval.py --output")
     missing = {"metric", "value", "low", "high"} - set(open_table(path).names)
     if missing:
         raise InputError(f"{path}: lacks the column {min(missing)!r} of a comparison")
-    return pd.read_csv(path).set_index("metric")
+    from libscores.statistics import Estimate  # SciPy, which training does not need
+
+    table = pd.read_csv(path)
+    return pd.Series({row.metric: Estimate(row.value, row.low, row.high) for row in table.itertuples()}, dtype=object)
 
 
 def read_step_costs(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -394,6 +425,8 @@ def read_step_costs(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
     """Return columns of equal length as CSV; floats are written so that they read back exactly."""
+    import pandas as pd
+
     return pd.DataFrame(dict(columns)).to_csv(index=False).encode()
 
 
@@ -412,6 +445,8 @@ def _read_columns(path: str | Path, names: Sequence[str], unique: Sequence[str] 
 
 def _check_numbers(path: str | Path, table: pd.DataFrame, names: Iterable[str]) -> None:
     """Refuse what is not a finite number >= 0, and points and steps that are not whole."""
+    import pandas as pd
+
     for name in names:
         column = table[name]
         if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):

@@ -27,7 +27,7 @@ def setting(
     at_most: float = math.inf,
     metavar: str | None = None,
     check: Callable[[Any], str | None] = lambda value: None,
-    flag: str | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class.
 
@@ -41,10 +41,11 @@ def setting(
         at_most: Numbers must be at most this.
         metavar: How --help names the value.
         check: Says why a value cannot be, None if it can.
-        flag: The flag, where it is not -- and the field's name.
+        words: Words that the flag takes, and the values they stand for.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    told = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar, "check": check, "flag": flag}
+    told: dict[str, Any] = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar}
+    told |= {"check": check, "words": words or {}}
     return dataclasses.field(default=default, metadata=told)
 
 

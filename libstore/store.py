@@ -41,6 +41,8 @@ _BEFORE_FORMATS: dict[str, Callable[[dict[str, str]], str] | None] = {
 }
 """Settings, by how their keys begin, that results without a `format` may lack: what those were made with, as flat
 JSON from their flat settings, or None where it is not known, so that nothing is compared."""
+_LATER = {"precision": '"float32"'}
+"""Settings that came later, by the last part of their keys: what results without them were made with, as flat JSON."""
 _BEFORE_OWN_NETWORKS: dict[str, Callable[[str], str] | None] = {
     "built_in": lambda arch: arch,
     "source": lambda arch: "null",
@@ -219,7 +221,7 @@ def _value(settings: dict[str, str], key: str, old: bool) -> str | None:
     if key not in settings and f"{network}.arch" in settings and part in _BEFORE_OWN_NETWORKS:
         told = _BEFORE_OWN_NETWORKS[part]
         return told(settings[f"{network}.arch"]) if told else None
-    return settings.get(key, "nothing")
+    return settings.get(key, _LATER.get(part, "nothing"))
 
 
 def tell(found: Sequence[Difference], form: str) -> str:

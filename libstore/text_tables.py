@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TextIO
-
-import pandas as pd
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from libstore.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _MARKS = {
@@ -57,6 +58,8 @@ class TextTable:
         Raises:
             InputError: The file cannot be read to its end, or holds no rows.
         """
+        import pandas as pd
+
         named = [name or f"without a name {position}" for position, name in enumerate(self.names)]
         with _readable(self.path), _open(self.path, self.encoding) as file:
             table = pd.read_csv(
@@ -165,6 +168,8 @@ def _open(path: Path, encoding: str) -> TextIO:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, csv.Error, pd.errors.ParserError) as error:
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error) as error:  # pandas raises the third
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot read as CSV: {reason}") from error

@@ -4,7 +4,7 @@ Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv 1607.00
 sampling: a step takes every example with probability q = B/N, scales each gradient to a norm of at most C, adds
 Gaussian noise of standard deviation noise_multiplier C to the sum and divides by the expected batch size B.
 
-Clipping and noise are Opacus's ("hooks": per-sample gradients in memory) or Opacus's noise on the clipped sum of
+Clipping and noise are Opacus's ("hooks": per-sample gradients in memory) or the same noise on the clipped sum of
 libtrain.per_example ("ghost": the same sum, several times faster). A batch without an example still takes its
 noisy step. Noise comes from PyTorch's generators: good for research, not cryptographically secure (Opacus's
 secure mode needs a package that cannot be installed with this version of PyTorch).
@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import libcli as cli
 
+import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from opacus.grad_sample import GradSampleModule
-from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from libmodels.checkpoints import ModelSpec
+from libscores.curvature import full_precision
 from libstore.errors import InputError
 from libstore.store import Output
+from libtrain.optimizers import eager
 from libtrain.per_example import PerExampleGradients
+from libtrain.precision import logits_of, multiplying
 from libtrain.self_check import (
     FAILURES,
     N_EXAMPLES,
@@ -45,6 +47,12 @@ from libtrain.settings import DPSettings, PrivacyPlan
 from libtrain.streams import INIT, NETWORK, NOISE, ORDER, check_stream, evaluating, seeded, stream_seed
 from libtrain.unfinished import Unfinished
 
+if TYPE_CHECKING:
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+_PHYSICAL = 512
+"""Examples worked on at once where there is no GPU's memory to choose them by."""
 _CHECK_EVERY = 50
 """Steps between two looks at the loss: each look waits for a GPU."""
 
@@ -110,18 +118,25 @@ class DPTrainer:
         self._sampler = torch.Generator().manual_seed(stream_seed(settings.stream("order"), 0, ORDER))
         self._noise = torch.Generator(images.device).manual_seed(stream_seed(settings.stream("noise"), 0, NOISE))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._gradients = PerExampleGradients(model)
+        self._gradients = PerExampleGradients(model, settings.precision)
         self._hooked: GradSampleModule | None = None
         self._check()
         self._optimizer = _optimizer(model, settings)
-        wrapper = DPOptimizer if self._hooked else DPOptimizerFastGradientClipping
-        self._private = wrapper(
-            self._optimizer,
-            noise_multiplier=plan.noise_multiplier,
-            max_grad_norm=settings.max_grad_norm,
-            expected_batch_size=settings.batch_size,
-            generator=self._noise,
-        )
+        self._private: DPOptimizer | _NoisySums
+        if self._hooked:
+            from opacus.optimizers import DPOptimizer
+
+            self._private = DPOptimizer(
+                self._optimizer,
+                noise_multiplier=plan.noise_multiplier,
+                max_grad_norm=settings.max_grad_norm,
+                expected_batch_size=settings.batch_size,
+                generator=self._noise,
+            )
+        else:
+            deviation = plan.noise_multiplier * settings.max_grad_norm
+            self._private = _NoisySums(self._optimizer, self._parameters, deviation, settings.batch_size, self._noise)
+        self._physical = settings.max_physical_batch_size or self._fitting()
 
     def _check(self) -> None:
         """Choose the layout and the way to gradients by the initial weights, so that a resumed run chooses alike."""
@@ -144,6 +159,8 @@ class DPTrainer:
             first = self._gradients.check(*self._examples(self._first))
         self.draws = first.draws
         if not ghost:
+            from opacus.grad_sample import GradSampleModule
+
             try:
                 for name, layer in self.model.named_modules():
                     if getattr(layer, "padding_idx", None) is not None:  # the first examples may be without padding
@@ -175,9 +192,9 @@ class DPTrainer:
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave per-example gradients where Opacus puts them; return losses and logits."""
         assert self._hooked
-        logits = self._hooked(images)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        with _inputs_without_gradients():
+        with multiplying(self.settings.precision), _inputs_without_gradients():
+            logits = logits_of(self._hooked, images, self.settings.precision)
+            losses = F.cross_entropy(logits, labels, reduction="none")
             losses.sum().backward()
         return losses, logits
 
@@ -204,10 +221,10 @@ class DPTrainer:
         batch = self.sample()
         self._private.zero_grad(set_to_none=True)
         loss, correct = torch.zeros(2, device=self.images.device, dtype=torch.float64).unbind()
-        chunks = batch.to(self.images.device).split(settings.max_physical_batch_size) if len(batch) else (None,)
-        with seeded(stream_seed(settings.seed, 0, NETWORK, self.step), self.images.device):
+        chunks = self._here(batch).split(self._physical) if len(batch) else (None,)
+        with seeded(stream_seed(settings.seed, 0, NETWORK, self.step), self.images.device), full_precision():
             for number, rows in enumerate(chunks, 1):
-                # Opacus adds up what it is given until a step is not skipped, then adds noise once.
+                # What is given is added up until a step is not skipped, then noise is added once.
                 self._private.signal_skip_step(do_skip=number < len(chunks))
                 if rows is None:
                     self._put_empty()
@@ -219,6 +236,43 @@ class DPTrainer:
         self.step += 1
         self.empty_batches += not len(batch)
         return Step(self.step, len(batch), loss, correct)
+
+    def _here(self, rows: Tensor) -> Tensor:
+        """Send rows to the device; from pinned memory, so that the CPU does not wait for what the GPU has to do."""
+        if self.images.device.type == "cuda" and rows.device.type == "cpu":
+            rows = rows.pin_memory()
+        return rows.to(self.images.device, non_blocking=True)
+
+    def _fitting(self) -> int:
+        """Return how many examples to work on at once: a power of two that takes at most 0.7 of a GPU's free memory.
+
+        Found from the memory that 8 and 32 examples take, and tried out; halved until it fits.
+        """
+        device = self.images.device
+        if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+            return _PHYSICAL
+
+        def taken(n: int) -> int:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            rows = self._train_on[torch.arange(n) % len(self._train_on)]
+            with seeded(0, device), full_precision():
+                self._put_gradients(*self._examples(self._here(rows)))
+            self._clear()
+            return torch.cuda.max_memory_allocated(device) - before
+
+        each = max(1, (taken(32) - taken(8)) // 24)
+        free = torch.cuda.mem_get_info(device)[0]
+        size = int(2 ** min(13, max(0, math.floor(math.log2(max(1, 0.7 * free / each))))))
+        while size > 1:
+            try:
+                taken(size)
+                break
+            except torch.OutOfMemoryError:
+                size //= 2
+        torch.cuda.empty_cache()
+        return size
 
     def _examples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         # A clone: PyTorch takes one-channel images to be in either layout, and their strides decide the next layer's.
@@ -251,7 +305,7 @@ class DPTrainer:
         """
         total = torch.zeros(sum(p.numel() for p in self._parameters))
         with self._measuring():
-            for part in rows.to(self.images.device).split(self.settings.max_physical_batch_size) if len(rows) else ():
+            for part in self._here(rows).split(self._physical) if len(rows) else ():
                 sums, _, _ = self._gradients.clipped_sum(*self._examples(part), self.settings.max_grad_norm)
                 total += torch.cat([sums[p].flatten() for p in self._parameters]).cpu()
         return total
@@ -261,7 +315,7 @@ class DPTrainer:
 
         The training is not disturbed.
         """
-        rows = rows.to(self.images.device)
+        rows = self._here(rows)
         with self._measuring():
             chunks = [self._gradients.norms(*self._examples(part)) for part in rows.split(batch_size)]
         return torch.cat(chunks).cpu()
@@ -294,6 +348,7 @@ class DPTrainer:
             "optimizer": self._optimizer.state_dict(),
             "sampler": self._sampler.get_state(),
             "noise": self._noise.get_state(),
+            "physical": self._physical,
             "network_stream": NETWORK,
         }
 
@@ -304,6 +359,7 @@ class DPTrainer:
         self._sampler.set_state(state["sampler"])
         self._noise.set_state(state["noise"])
         self.step, self.empty_batches = state["step"], state["empty_batches"]
+        self._physical = state.get("physical", self._physical)
 
 
 @contextmanager
@@ -327,13 +383,63 @@ def _remove_hooks(model: nn.Module) -> None:
                 delattr(parameter, name)
 
 
+class _NoisySums:
+    """Adds noise to sums of clipped gradients as Opacus's DPOptimizerFastGradientClipping does, bit for bit.
+
+    Opacus itself takes half as long to import as PyTorch.
+
+    Args:
+        optimizer: Takes the noisy gradients.
+        parameters: The parameters, in the order in which noise is drawn.
+        deviation: Standard deviation of the noise.
+        batch_size: Expected batch size, which the noisy sum is divided by.
+        generator: Draws the noise.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[nn.Parameter],
+        deviation: float,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._optimizer, self._parameters, self._generator = optimizer, parameters, generator
+        self._deviation, self._batch_size = deviation, batch_size
+        self._sums: list[Tensor] = []
+        self._skip = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and the sums of a step that was taken."""
+        self._optimizer.zero_grad(set_to_none)
+
+    def signal_skip_step(self, do_skip: bool = True) -> None:
+        """Say whether the next call of `step` is to add up only."""
+        self._skip = do_skip
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Add up what is in `grad`; unless this is to be skipped, add noise and take the step."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        self._sums = [s.add_(g) for s, g in zip(self._sums, gradients, strict=True)] if self._sums else gradients
+        if self._skip:
+            return
+        for parameter, total in zip(self._parameters, self._sums, strict=True):
+            if self._deviation:
+                kind: dict[str, Any] = {"device": total.device, "dtype": total.dtype}
+                total = total + torch.normal(0, self._deviation, total.shape, generator=self._generator, **kind)
+            parameter.grad = total / self._batch_size
+        self._sums = []
+        self._optimizer.step()
+
+
 def _optimizer(model: nn.Module, settings: DPSettings) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=settings.lr, momentum=settings.momentum)
+        return eager(torch.optim.RMSprop)(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.Adam(parameters, lr=settings.lr)
+        return eager(torch.optim.SGD)(parameters, lr=settings.lr, momentum=settings.momentum)
+    return eager(torch.optim.Adam)(parameters, lr=settings.lr)
 
 
 def train_private(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +16,14 @@ from torch import nn
 from libdata.datasets import Dataset
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
+from libstore import trajectories
 from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
-from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
-from libtrain.settings import SGDSettings
+from libstore.store import Output, arrays_bytes, exclusive, file_sha256, made_before, provenance, read_sidecar, sha256
+from libtrain.recording import Recorder, check_recordable
+from libtrain.settings import RecordSettings, SGDSettings
 from libtrain.streams import INIT, SUBSET, seeded, stream_seed
+from libtrain.together import check_stackable, train_together
 from libtrain.training import check_batches, run_arrays, train_sgd
 from libtrain.unfinished import Unfinished
 
@@ -36,6 +41,8 @@ class FZTraining:
         seed: Seed of the ensemble; (seed, run) decides a run.
         device: Where to train.
         save_every: Seconds between saved states of an unfinished run.
+        together: Runs to train in one step each, 1 for one by one.
+        record: What to keep of the examples on the way.
 
     Raises:
         InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs.
@@ -49,15 +56,22 @@ class FZTraining:
     seed: int
     device: torch.device
     save_every: float
+    together: int = 1
+    record: RecordSettings = RecordSettings()
 
     def __post_init__(self) -> None:
+        check_recordable(self.record, self.data.images)
+        if self.record.any and self.together > 1:
+            raise InputError(f"--together {self.together}: what --record keeps takes networks one by one")
         if not 0 < self.n_train < len(self.data):
             raise InputError(
                 f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
             )
         few, model = self.sgd.batch_size, self._model(0).to(self.device)
         images, labels = (part[:few].to(self.device) for part in (self.data.images, self.data.labels))
-        check_batches(model, images, labels, few, self.n_train)
+        draws = check_batches(model, images, labels, few, self.n_train)
+        if self.together > 1:
+            check_stackable(model, draws)
 
     @property
     def n_train(self) -> int:
@@ -90,31 +104,117 @@ class FZTraining:
             Stopped: It was asked to stop; the unfinished state is saved.
             InputError: The folder holds results of other settings, or training diverged.
         """
-        settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": self.sgd.as_dict()}
-        settings |= {"data": self.data.identity(), "model": self.spec.describe()}
-        checkpoints = folder / "checkpoints"
-        weights = Output(checkpoints / "model.pt", settings, FORMAT)
-        arrays = Output(folder / "aux_arrays.npz", settings, FORMAT)
-        state = Output(checkpoints / "state.pt", settings, FORMAT)
-        with exclusive(folder), exclusive(checkpoints):
-            if weights.finished(overwrite=overwrite) and arrays.finished(overwrite=overwrite):
+        weights, arrays = self._outputs(run, folder)
+        trajectory = self._trajectory(folder, weights.settings)
+        settings = trajectory.settings if trajectory else weights.settings
+        state = Output(folder / "checkpoints" / "state.pt", settings, FORMAT)
+        with exclusive(folder), exclusive(state.path.parent):
+            there = all([one.finished(overwrite=overwrite) for one in (weights, arrays)])
+            if there and (trajectory is None or trajectory.finished(overwrite=overwrite)):
                 state.remove()
                 return None
             if overwrite:
                 state.remove()
             made_by, started = provenance(made_before(state.path), **describe_device(self.device)), time.monotonic()
-            rng = np.random.default_rng(stream_seed(self.seed, run, SUBSET))
-            rows = np.sort(rng.permutation(len(self.data))[: self.n_train])
+            rows = self._rows(run)
             model = self._model(run).to(self.device)
             images, labels = (part[rows].to(self.device) for part in (self.data.images, self.data.labels))
             unfinished = Unfinished(state, save_every=self.save_every, stopping=stopping, made_by=made_by)
+            recorder = Recorder(self.record, self.sgd.epochs, images, labels) if trajectory else None
             train_sgd(
-                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch
-            )
+                model, images, labels, self.sgd, seed=self.seed, run=run, unfinished=unfinished, on_epoch=on_epoch,
+                recorder=recorder,
+            )  # fmt: skip
             result, _ = run_arrays(model, self.data, self.test, rows)
             made_by["seconds"] = round(time.monotonic() - started, 3)
-            content = model_bytes(model, self.spec)
-            weights.save(content, made_by)
-            arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+            digest = self._save(result, model, weights, arrays, made_by, kept=there)
+            if trajectory and recorder:
+                recorded = arrays_bytes(index_train=self.data.index[rows], **recorder.arrays())
+                trajectory.save(recorded, made_by, weights_sha256=digest)
             state.remove()
         return result
+
+    def train_together(
+        self,
+        runs: Sequence[int],
+        folders: Sequence[Path],
+        *,
+        overwrite: bool,
+        on_epoch: Callable[[int], object] | None = None,
+        stopping: Callable[[], int] = lambda: 0,
+    ) -> list[RunArrays | None]:
+        """Train several runs in one step each (`libtrain.together`), all if one is missing; None for those there.
+
+        The state of all is kept with the first. Arguments and exceptions are those of `train`, and whoever trained
+        together is said in the provenance: like a device, it may change the last digits.
+        """
+        outputs = [self._outputs(run, folder) for run, folder in zip(runs, folders, strict=True)]
+        shared = {**outputs[0][0].settings, "together": list(runs)}
+        state = Output(folders[0] / "checkpoints" / f"state_{runs[0]}_to_{runs[-1]}.pt", shared, FORMAT)
+        with ExitStack() as locks:
+            for folder in folders:
+                locks.enter_context(exclusive(folder))
+                locks.enter_context(exclusive(folder / "checkpoints"))
+            there = [all([one.finished(overwrite=overwrite) for one in pair]) for pair in outputs]
+            if all(there) or overwrite:
+                state.remove()
+            if all(there):
+                return [None] * len(runs)
+            made_by, started = provenance(made_before(state.path), **describe_device(self.device)), time.monotonic()
+            made_by["together"] = list(runs)
+            rows = np.stack([self._rows(run) for run in runs])
+            models = [self._model(run).to(self.device) for run in runs]
+            images, labels = (part.to(self.device) for part in (self.data.images, self.data.labels))
+            unfinished = Unfinished(state, save_every=self.save_every, stopping=stopping, made_by=made_by)
+            train_together(
+                models, images, labels, torch.from_numpy(rows), self.sgd,
+                seed=self.seed, runs=runs, unfinished=unfinished, on_epoch=on_epoch,
+            )  # fmt: skip
+            found = [
+                None if kept else run_arrays(model, self.data, self.test, chosen)[0]
+                for kept, model, chosen in zip(there, models, rows, strict=True)
+            ]
+            made_by["seconds"] = round((time.monotonic() - started) / len(runs), 3)
+            for result, model, pair in zip(found, models, outputs, strict=True):
+                if result is not None:
+                    self._save(result, model, *pair, made_by)
+            state.remove()
+        return found
+
+    def _outputs(self, run: int, folder: Path) -> tuple[Output, Output]:
+        settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": self.sgd.as_dict()}
+        settings |= {"data": self.data.identity(), "model": self.spec.describe()}
+        paths = folder / "checkpoints" / "model.pt", folder / "aux_arrays.npz"
+        weights, arrays = (Output(path, settings, FORMAT) for path in paths)
+        return weights, arrays
+
+    def _rows(self, run: int) -> np.ndarray:
+        rng = np.random.default_rng(stream_seed(self.seed, run, SUBSET))
+        return np.sort(rng.permutation(len(self.data))[: self.n_train])
+
+    def _save(
+        self, result: RunArrays, model: nn.Module, weights: Output, arrays: Output, made_by: dict[str, Any],
+        kept: bool = False,
+    ) -> str:  # fmt: skip
+        """Save a run, or check that it came out as the one that is kept; return the digest of the weights."""
+        content = model_bytes(model, self.spec)
+        if kept and sha256(content) != file_sha256(weights.path):
+            raise InputError(
+                f"{weights.path}: trained again for --record, its weights came out otherwise (another machine or "
+                "version?); --overwrite replaces them, and then what was scored with them"
+            )
+        if not kept:
+            weights.save(content, made_by)
+            arrays.save(arrays_bytes(**result.to_dict()), made_by, weights_sha256=sha256(content))
+        return sha256(content)
+
+    def _trajectory(self, folder: Path, settings: Mapping[str, Any]) -> Output | None:
+        """Return where what is recorded goes; what is there with more than is asked for will do."""
+        if not self.record.any:
+            return None
+        path, wanted = folder / trajectories.NAME, self.record.describe()
+        if path.exists() and path.with_suffix(".json").exists():
+            there = read_sidecar(path)["settings"].get("record", {})
+            if all(there.get(key) or not value for key, value in wanted.items()):
+                wanted = there
+        return Output(path, {**settings, "record": wanted}, trajectories.FORMAT)

@@ -9,10 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from libdata.choice import DataChoice
@@ -28,6 +27,9 @@ from libtrain.dp_training import DPTrainer
 from libtrain.private_study import Study, load_study
 from libtrain.settings import DPSettings, MeasureSettings, PrivacyPlan, StudySettings
 from libtrain.training import predict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REMOVED = "removed"
 """Value of --points for the points that are left out of the training."""
@@ -73,9 +75,9 @@ def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray)
     """
     if measuring.points == REMOVED:
         if not removed.size:
-            raise InputError(f"--points {REMOVED}: needs --remove-points")
+            raise InputError(f"--points {REMOVED}: needs --remove_points")
         if measuring.points_sample:
-            raise InputError(f"--points-sample {measuring.points_sample}: does not go with --points {REMOVED}")
+            raise InputError(f"--points_sample {measuring.points_sample}: does not go with --points {REMOVED}")
         return removed
     trained = study.data.index[study.rows]
     only_sample = measuring.points == "0" and measuring.points_sample
@@ -86,7 +88,7 @@ def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray)
         raise InputError(f"--points {measuring.points}: point {wrong[0]} {reason}")
     others, wanted = np.setdiff1d(trained, points), measuring.points_sample
     if wanted > len(others):
-        raise InputError(f"--points-sample {wanted}: only {len(others)} other points are trained on")
+        raise InputError(f"--points_sample {wanted}: only {len(others)} other points are trained on")
     sample = np.random.default_rng(measuring.points_seed).choice(others, wanted, replace=False)
     return np.concatenate([points, np.sort(sample)])
 
@@ -256,6 +258,8 @@ def measure_stages(
         Stopped: `stopping`, asked before every stage, returned a signal; what was measured is measured again then.
         InputError: A gradient norm is not finite.
     """
+    import pandas as pd
+
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
     wanted = stage_steps(stages, trainer.plan.steps, checkpoints.steps)
     tables: list[pd.DataFrame] = []

@@ -6,7 +6,8 @@ import libcli as cli
 
 import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,9 +21,13 @@ from libmodels.checkpoints import ModelSpec
 from libmodels.networks import Network
 from libscores.accounting import calibrate_noise_multiplier, pld_interval, spent_epsilon
 from libstore.errors import InputError
-from libstore.index import check_index_content, index_digest, read_index
+from libstore.index import check_index_content, index_digest, planned_size, read_index
+from libstore.remembered import remembered
 from libtrain.dp_training import DPTrainer, Step, seeded_model
 from libtrain.settings import DPSettings, PrivacyPlan, StudySettings
+
+FORMAT = 1
+"""To be raised when the accounting changes; calibrations of another format are made anew."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Study:
         test: The test split.
         rows: The rows of `data` to train on, sorted, int64, shape (N,).
         spec: The network.
-        planned: Number of examples that sample rate, noise and steps are planned for: N and those left out.
+        planned: Number of examples that sample rate, noise and steps are planned for: N and those left out, or what
+            the subset's sidecar says.
     """
 
     data: Dataset
@@ -95,7 +101,7 @@ def load_study(
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
         raise InputError(f"{study.subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
-    planned = len(train_index)
+    planned = planned_size(study.subset) or len(train_index)
     if leave_out is not None:
         absent = leave_out[~np.isin(leave_out, train_index)]
         if absent.size:
@@ -117,18 +123,30 @@ def load_study(
     return Study(data, test, np.searchsorted(index, train_index), spec, planned)
 
 
-def plan_privacy(settings: DPSettings, n_planned: int) -> PrivacyPlan:
-    """Calibrate the noise for so many training examples.
+def plan_privacy(settings: DPSettings, n_planned: int, folder: Path) -> PrivacyPlan:
+    """Calibrate the noise for so many training examples, or take what was calibrated before.
+
+    Args:
+        settings: The budget and the optimization.
+        n_planned: The number of training examples.
+        folder: Where calibrations are kept (`libstore.remembered`).
 
     Raises:
         InputError: No noise multiplier gives the budget.
     """
     rate, steps = settings.batch_size / n_planned, settings.steps(n_planned)
+    budget = (settings.epsilon, settings.delta, rate, steps, settings.accountant)
     try:
-        found = calibrate_noise_multiplier(settings.epsilon, settings.delta, rate, steps, settings.accountant)
+        found = remembered(folder, _key("noise multiplier", *budget), lambda: list(calibrate_noise_multiplier(*budget)))
     except ValueError as error:
         raise InputError(f"--epsilon {settings.epsilon:g}: {error}") from error
     return PrivacyPlan(rate, steps, *found)
+
+
+def _key(what: str, epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> dict[str, Any]:
+    package = "opacus" if accountant == "prv" else "dp-accounting"
+    numbers = {"epsilon": epsilon, "delta": delta, "sample_rate": rate, "steps": steps}
+    return {"what": what, "accountant": accountant, "format": FORMAT, package: version(package), **numbers}
 
 
 class EpochLog:
@@ -140,10 +158,11 @@ class EpochLog:
         name: What is trained.
         settings: How.
         plan: The noise.
+        folder: Where calibrations are kept.
     """
 
-    def __init__(self, name: str, settings: DPSettings, plan: PrivacyPlan) -> None:
-        self._settings, self._plan, epochs = settings, plan, settings.epochs
+    def __init__(self, name: str, settings: DPSettings, plan: PrivacyPlan, folder: Path) -> None:
+        self._settings, self._plan, self._folder, epochs = settings, plan, folder, settings.epochs
         self._ends = {round(epoch * plan.steps / epochs): epoch for epoch in range(1, epochs + 1)}
         self._bar = cli.progress(plan.steps, name, "steps")
         self._steps: list[Step] = []
@@ -164,15 +183,24 @@ class EpochLog:
             write = self._bar.write if sys.stderr.isatty() else partial(print, flush=True)
             write(
                 f"epoch {self._ends[step.number]}/{self._settings.epochs}: loss {loss:.4f}, accuracy {correct:.4f}, "
-                f"epsilon {self._spent(step.number):.4g} of {self._settings.epsilon:g} spent"
+                f"epsilon {self._spent[step.number]:.4g} of {self._settings.epsilon:g} spent"
             )
             self._steps = []
 
-    def _spent(self, steps: int) -> float:
-        """Return a quick bound: a wider bin or the Renyi one, but at the end what was calibrated."""
+    @cached_property
+    def _spent(self) -> dict[int, float]:
+        """What is spent at each epoch's end, by a quick bound (wider bins, or Renyi's); at the last as calibrated."""
         plan, settings = self._plan, self._settings
-        if steps == plan.steps:
-            return plan.spent_epsilon
         accountant, interval = "pld" if settings.accountant == "pld" else "rdp", 10 * pld_interval(settings.epsilon)
-        spent = spent_epsilon(plan.noise_multiplier, plan.sample_rate, steps, settings.delta, accountant, interval)
-        return min(plan.spent_epsilon, spent)
+
+        def after(steps: int) -> float:
+            if steps == plan.steps:
+                return plan.spent_epsilon
+            spent = spent_epsilon(plan.noise_multiplier, plan.sample_rate, steps, settings.delta, accountant, interval)
+            return min(plan.spent_epsilon, spent)
+
+        key = _key("spent", settings.epsilon, settings.delta, plan.sample_rate, plan.steps, settings.accountant)
+        noise = {"noise_multiplier": plan.noise_multiplier, "spent_epsilon": plan.spent_epsilon}
+        ends = list(self._ends)
+        found = remembered(self._folder, {**key, **noise, "ends": ends}, lambda: [after(end) for end in ends])
+        return dict(zip(ends, found, strict=True))

@@ -174,25 +174,27 @@ class FirstBatch:
                     self._check_companions(i, beside, self.images[i : i + 1])
             self._check_state(before)
 
-    def difference(self, way: Way, *, replays: bool) -> str | None:
+    def difference(self, way: Way, *, replays: bool, relative: float = 0.0) -> str | None:
         """Compare a way to per-example gradients with autograd; return what it gets wrong, or None.
 
         Args:
             way: Gives the gradients of a batch, chunk by chunk.
             replays: It calls the network with the batch as it is, so that it draws the same random numbers.
+            relative: Share of its norm that a gradient may be off, if that is more than for float32.
         """
+        relative = max(relative, self._relative)
         with self._at_other_weights():
             try:
                 if replays or not self.draws:
                     norms, got = self._run(way, self.images, self.labels, self._weights)
-                    if wrong := self._compare(got, self._sum):
+                    if wrong := self._compare(got, self._sum, relative):
                         return wrong
                     for i, want in zip(self._positions, self._beside, strict=True):
-                        if not (norms[i] - _norm(want)).abs() <= self._relative * (_norm(want) + 0.01 * self._scale):
+                        if not (norms[i] - _norm(want)).abs() <= relative * (_norm(want) + 0.01 * self._scale):
                             return f"{self._where}: an example's norm is {norms[i]:.6g}, not {_norm(want):.6g}"
                 for i, want in zip(self._positions, self._alone, strict=True):
                     _, got = self._run(way, *self._one(i), self._weights.new_ones(1))
-                    if wrong := self._compare(got, want):
+                    if wrong := self._compare(got, want, relative):
                         return wrong
             except FAILURES as error:
                 raise_for_cli(error)
@@ -227,12 +229,12 @@ class FirstBatch:
             raise InputError(f"{self._where}: has no gradient: {first_line(error)}") from error
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
-    def _compare(self, got: list[Tensor], want: list[Tensor]) -> str | None:
+    def _compare(self, got: list[Tensor], want: list[Tensor], relative: float = 0.0) -> str | None:
         """Name the parameter whose gradient differs most from autograd's by more than rounding, or None."""
         total, worst, message = _norm(want), 1.0, None
         for (name, parameter), mine, theirs in zip(self._trainable.items(), got, want, strict=True):
             scale = theirs.norm() + 0.01 * (total + self._scale)
-            allowed = self._relative * scale + torch.finfo(parameter.dtype).tiny
+            allowed = max(relative, self._relative) * scale + torch.finfo(parameter.dtype).tiny
             excess = float((mine - theirs).norm() / allowed)
             if not excess <= worst:
                 off = float((mine - theirs).norm() / theirs.norm())

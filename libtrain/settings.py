@@ -13,7 +13,12 @@ from libstore.settings import REQUIRED, Settings, setting
 OPTIMIZERS = ("rmsprop", "sgd", "adam")
 GRAD_SAMPLE_MODES = ("ghost", "hooks")
 SEED_STREAMS = ("init", "order", "noise")
+PRECISIONS = ("float32", "tf32", "bf16")
 _NORMALIZATION_TEXT = "pixels in [0,1], or standardised"
+_PRECISION_TEXT = (
+    "how training multiplies: float32; tf32, products on a GPU in TF32; bf16, activations in bfloat16. Weights, the "
+    "bound on gradients and all that is scored or evaluated stay float32"
+)
 
 
 @dataclass(frozen=True)
@@ -25,16 +30,46 @@ class SGDSettings(Settings):
     lr: float = setting(0.1, "first learning rate; it falls to 0 as a cosine", above=0)
     momentum: float = setting(0.9, "SGD momentum", at_least=0, below=1)
     weight_decay: float = setting(0.0, "L2 coefficient", at_least=0)
+    precision: str = setting("float32", _PRECISION_TEXT, choices=PRECISIONS)
+
+
+SUBSET_TEXT = "examples of the study: all, the first N, spread:N (N at even distances), or an .npy index"
 
 
 @dataclass(frozen=True)
 class EnsembleSettings(Settings):
     """What the runs of an ensemble share."""
 
-    subset: str = setting("all", "examples of the study: all, the first N, or an .npy index")
+    subset: str = setting("all", SUBSET_TEXT)
     normalization: str = setting("unit", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
     ratio: float = setting(0.7, "share of the examples each run trains on", above=0, below=1)
     seed: int = setting(0, "seed of the whole ensemble", at_least=0)
+
+
+@dataclass(frozen=True)
+class RecordSettings(Settings):
+    """What to keep of a training's examples, epoch by epoch; the weights are the same with and without."""
+
+    record: bool = setting(
+        False, "keep loss and correctness of every training example in every epoch, as its batch is trained on, "
+        "and the norm of the weights: 5 bytes an epoch and example, next to no time",
+    )  # fmt: skip
+    record_input_gradients: bool = setting(
+        False, "with these the norm of the gradient of the loss by the input: 4 bytes more, little time"
+    )
+    record_vog: bool = setting(
+        False, "with these the variance of gradients: another pass in every epoch, 8 bytes of memory for every number "
+        "of every training input",
+    )  # fmt: skip
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to keep."""
+        return self.record or self.record_input_gradients or self.record_vog
+
+    def describe(self) -> dict[str, bool]:
+        """Return what a sidecar says of it."""
+        return {"input_gradients": self.record_input_gradients, "vog": self.record_vog}
 
 
 @dataclass(frozen=True)
@@ -42,7 +77,7 @@ class StudySettings(Settings):
     """Which examples a private training is about, and which of them it sees."""
 
     normalization: str = setting("standard", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
-    data_subset: str = setting("all", "examples of the study: all, the first N, or an .npy index")
+    data_subset: str = setting("all", SUBSET_TEXT)
     subset: str | None = setting(
         None, ".npy index of the examples to train on, among those of the study (default: all of them)"
     )
@@ -80,13 +115,20 @@ class DPSettings(Settings):
         choices=GRAD_SAMPLE_MODES,
     )
     max_physical_batch_size: int = setting(
-        512, "examples worked on at once; bounds memory, a larger batch is split with the same result", at_least=1
+        512,
+        "examples worked on at once; bounds memory, a larger batch is split with the same result to rounding. auto: "
+        "what a GPU's free memory holds when the training starts (512 on a CPU and with --deterministic)",
+        at_least=0,
+        words={"auto": 0},
     )
+    precision: str = setting("float32", _PRECISION_TEXT, choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.momentum and self.optimizer == "adam":
             raise InputError(f"--momentum {self.momentum:g}: adam has none, leave it out")
+        if self.precision == "bf16" and self.grad_sample_mode == "hooks":
+            raise InputError("--precision bf16: --grad_sample_mode hooks would take norms in bfloat16; take ghost")
 
     def stream(self, name: str) -> int:
         """Return the seed of one of `SEED_STREAMS`."""
@@ -141,11 +183,9 @@ class MeasureSettings(Settings):
     points: str = setting(
         "1000", "points to measure: the first N, a range A-B, a file, 0 for the sample only, or removed: those left out"
     )
-    points_sample: int = setting(0, "measure K random others as well", at_least=0, metavar="K", flag="--points-sample")
-    points_seed: int = setting(0, "seed of --points-sample", at_least=0, metavar="S", flag="--points-seed")
-    remove_points: str | None = setting(
-        None, "points to leave out of the training (default: none)", metavar="FILE", flag="--remove-points"
-    )
+    points_sample: int = setting(0, "measure K random others as well", at_least=0, metavar="K")
+    points_seed: int = setting(0, "seed of --points_sample", at_least=0, metavar="S")
+    remove_points: str | None = setting(None, "points to leave out of the training (default: none)", metavar="FILE")
     stages: int = setting(41, "measure at i/(STAGES-1) of the training", at_least=2)
     stage: float | None = setting(
         None, "measure at this one share only, from its checkpoint (default: all)",

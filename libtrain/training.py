@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libdata.datasets import Dataset
+from libscores.curvature import full_precision
 from libscores.logit_scores import log_odds
 from libstore.errors import InputError
 from libstore.fz import VALUES, RunArrays
+from libtrain.optimizers import eager
+from libtrain.precision import logits_of, multiplying
+from libtrain.recording import Recorder
 from libtrain.self_check import check_trainable
 from libtrain.settings import SGDSettings
 from libtrain.streams import NETWORK, ORDER, check_stream, evaluating, seeded, stream_seed
@@ -31,6 +35,7 @@ def train_sgd(
     run: int,
     unfinished: Unfinished,
     on_epoch: Callable[[int], object] | None = None,
+    recorder: Recorder | None = None,
 ) -> None:
     """Train a network in place; a killed or stopped call, made again, ends in the same weights bit for bit.
 
@@ -43,6 +48,7 @@ def train_sgd(
         run: Number of the run; (seed, run, epoch) decide the order of the batches and what the network draws.
         unfinished: Its state, asked for before every epoch; what it holds is gone on with.
         on_epoch: Called with the number of finished epochs, at the start and after each.
+        recorder: Is shown every batch and epoch; it changes nothing.
 
     Raises:
         Stopped: It was asked to stop; the state is saved.
@@ -50,7 +56,7 @@ def train_sgd(
             trained on such inputs.
     """
     draws = check_batches(model, images, labels, settings.batch_size, len(labels))
-    optimizer = torch.optim.SGD(
+    optimizer = eager(torch.optim.SGD)(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
@@ -62,25 +68,34 @@ def train_sgd(
         for name, part in parts.items():
             part.load_state_dict(kept[name])
         done = kept["epochs_done"]
+        if recorder:
+            recorder.load(kept["recorded"])
     if on_epoch:
         on_epoch(done)
 
     def state() -> dict[str, Any]:
         kept = {name: part.state_dict() for name, part in parts.items()}
-        return {**kept, "epochs_done": done, "network_stream": NETWORK}
+        recorded = {"recorded": recorder.state()} if recorder else {}
+        return {**kept, "epochs_done": done, "network_stream": NETWORK, **recorded}
 
     while done < settings.epochs:
         unfinished.pause(state, f"epoch {done} of {settings.epochs}")
         order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, done))
         total = torch.zeros((), device=images.device)
-        with seeded(stream_seed(seed, run, NETWORK, done), images.device):
+        with seeded(stream_seed(seed, run, NETWORK, done), images.device), multiplying(settings.precision):
             for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(images[batch]), labels[batch])
+                inputs = recorder.inputs(images[batch]) if recorder else images[batch]
+                logits = logits_of(model, inputs, settings.precision)
+                loss = F.cross_entropy(logits, labels[batch])
                 loss.backward()
+                if recorder:
+                    recorder.batch(done, batch, logits)
                 optimizer.step()
                 scheduler.step()
                 total += loss.detach()
+        if recorder:
+            recorder.end_epoch(done, model)
         done += 1
         if not torch.isfinite(total):
             raise InputError(f"run {run}: the loss is not finite in epoch {done}; lower --lr (now {settings.lr})")
@@ -121,7 +136,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     """
     device = next(model.parameters(), images).device
     parts: dict[str, list[Tensor]] = {"correctness": [], "prob": [], "logodds": [], "loss": []}
-    with evaluating(model), seeded(0, device):
+    with evaluating(model), seeded(0, device), full_precision(), torch.autocast(device.type, enabled=False):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             x, y = x.to(device), y.to(device)
             logits = model(x)

@@ -24,11 +24,15 @@ step "1/8 MNIST"
 python -m libdata.download mnist
 common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
 step "2/8 Link 1: 60 networks on random 70 % of 2,000 digits"
-sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 2000 >"$out/train_fz.sh"
+sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 2000 \
+    --record --record_input_gradients >"$out/train_fz.sh"
 sh scripts/run_jobs.sh "$out/train_fz.sh" -j "$jobs"
-step "3/8 Link 1: curvature of every digit under every network"
+step "3/8 Link 1: curvature and cheaper scores of every digit under every network"
 sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 >"$out/score_fz.sh"
 sh scripts/run_jobs.sh "$out/score_fz.sh" -j "$jobs"
+sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 \
+    --scores loss,margin,el2n,grand,input_gradient_norm >"$out/score_more.sh"
+sh scripts/run_jobs.sh "$out/score_more.sh" -j "$jobs"
 
 step "4/8 Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
 seeds="0 1 2 3 4 5"
@@ -45,16 +49,21 @@ sh scripts/run_jobs.sh "$out/score_dp.sh" -j "$jobs"
 
 step "6/8 Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
 instance="--config scripts/demo_config.json --data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp \
-    --save_freq 10 --stages 21 --points 150 --points-sample 150"
+    --save_freq 10 --stages 21 --points 150 --points_sample 150"
 for run in 1 2 3; do
     echo "sh sensitivity/run.sh $instance --run $run"
 done >"$out/per_instance.sh"
 sh scripts/run_jobs.sh "$out/per_instance.sh" -j "$jobs"
-step "7/8 Per-instance privacy: costs and ranks; the 30 cheapest digits removed, as a control 30 random ones"
+step "7/8 Per-instance privacy: the 30 cheapest digits removed, twice, 30 random ones as a control; both directions of 30"
 for which in cheapest random; do
     echo "sh sensitivity/run_loop_rm.sh $instance --runs 3 --remove 30 --which $which"
 done >"$out/removal.sh"
 sh scripts/run_jobs.sh "$out/removal.sh" -j "$jobs"
+{
+    echo "sh sensitivity/run_folds.sh $instance --runs 3 --folds 1"
+    echo "sh sensitivity/run_recursive.sh $instance --runs 3 --remove 30 --rounds 2"
+} >"$out/rounds.sh"
+sh scripts/run_jobs.sh "$out/rounds.sh" -j "$jobs"
 
 step "8/8 Figures and notebooks"
 python loss_v_priv.py $common --suffix 'memorization_seed_*'
@@ -69,6 +78,10 @@ sh scripts/run_notebook.sh notebooks/removal.ipynb "$out/figures" \
     -p config scripts/demo_config.json -y "runs: [1, 2, 3]" -p remove 30
 sh scripts/run_notebook.sh notebooks/cost_curves.ipynb "$out/figures" \
     -p config scripts/demo_config.json -y "runs: [1, 2, 3]"
+python score_table.py $common --suffix 'memorization_seed_*'
+sh scripts/run_notebook.sh notebooks/score_atlas.ipynb "$out/figures" \
+    -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
+python explore.py $common
 
 echo
 python scripts/print_results.py "$out/figures"

@@ -80,6 +80,8 @@ refuse_flags() {
     why=$1
     shift
     for flag do
-        case " $flags " in *" --$flag "*) refuse "--$flag $why" ;; esac
+        for word in "$flag" "$(echo "$flag" | tr _ -)"; do
+            case " $flags " in *" --$word "* | *" --$word="*) refuse "--$flag $why" ;; esac
+        done
     done
 }

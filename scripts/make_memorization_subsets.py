@@ -3,7 +3,9 @@
     python scripts/make_memorization_subsets.py --dataset mnist --arch smallcnn --top_k 200
 
 Every seed's subset holds a random half of the k most memorized examples and a random share of the others
-(arXiv 2402.18726, Section 5.3: k = 500, 70 %).
+(arXiv 2402.18726, Section 5.3: k = 500, 70 %). Each of the k is in or out by a coin of its own, so that subsets with
+and without it differ by one added example; subsets differ in size, and trainings on them are planned for the expected
+one. Seeds 2j and 2j + 1 hold complementary halves of the k: with both, every example has models with and without it.
 
 Inputs: an ensemble under fz_model_dir, whose memorization is estimated, or --scores. Outputs:
 <private_model_dir>/subsets/<dataset>/top_k.npy and subset_<seed>.npy, positions in torchvision's order, each with a
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from libdata.datasets import dataset_name, dataset_size
-from libscores.link3 import draw_subset, top_k
+from libscores.link3 import draw_subset, expected_size, top_k
 from libscores.memorization import memorization
 from libstore.comparable import kept
 from libstore.config import load_config
@@ -78,19 +80,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings |= {"examples_sha256": index_digest(examples)}
     if content:
         settings |= {"content_sha256": content}
+    planned = expected_size(len(top), len(examples), args.ratio)
     outputs = [(Output(folder / "top_k.npy", settings), examples[top])]
     for seed in args.seeds:
-        subset = draw_subset(top, len(examples), args.ratio, np.random.default_rng([seed, args.top_k]))
-        made = Output(folder / f"subset_{seed}.npy", settings | {"ratio": args.ratio, "seed": seed})
+        subset = draw_subset(top, len(examples), args.ratio, seed)
+        drawn = {"drawn": "by coins, in pairs", "planned": planned, "ratio": args.ratio, "seed": seed}
+        made = Output(folder / f"subset_{seed}.npy", settings | drawn)
         outputs.append((made, examples[subset]))
     with exclusive(folder):
         finished = [output.finished(overwrite=args.overwrite) for output, _ in outputs]
         for (output, index), there in zip(outputs, finished, strict=True):
             if not there:
                 output.save(array_bytes(index), provenance())
-    sizes = (
-        f"{args.top_k} most memorized (scores from {np.sort(scores[top])[0]:.3f} up), subsets of {len(outputs[-1][1])}"
-    )
+    sizes = f"{args.top_k} most memorized (scores from {np.sort(scores[top])[0]:.3f} up), subsets of about {planned}"
     print(f"{folder}: {sizes} for seeds {' '.join(map(str, args.seeds))}")
 
 

@@ -7,7 +7,7 @@
 The trainer is that of train_dp.py; the defaults are the published settings for MNIST and LeNet (arXiv 2307.00310).
 A run's seed is its number unless --seed is given, so that no two runs are the same.
 
-Inputs: the data set under data_dir; with --remove-points, a list of points to leave out of the training; with
+Inputs: the data set under data_dir; with --remove_points, a list of points to leave out of the training; with
 --checkpoints, a folder of weights to measure under instead of training: torch files whose names end in their step, such
 as the published model_step_<n>, of which the tensors are read and nothing else. Outputs:
 <sensitivity_dir>/res/res<name>.csv, a row per point and stage, and <sensitivity_dir>/models/ckpt<name>/step_<n>.pt,
@@ -26,18 +26,12 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from libmodels.checkpoints import model_bytes
-from libmodels.devices import describe_device, resolve_device
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import index_digest
 from libstore.sensitivity_results import FORMAT
 from libstore.store import Output, exclusive, made_before, provenance
-from libtrain.dp_training import DPTrainer, kept_plan, train_private
-from libtrain.gradient_norms import constant_columns, kept_checkpoints, load_study_and_points, measure_stages
-from libtrain.private_study import EpochLog, plan_privacy
 from libtrain.settings import MeasureSettings
-from libtrain.unfinished import Unfinished
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,10 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(__doc__)
     add_run(parser)
     args = parse_run(parser, argv)
+    from libmodels.checkpoints import model_bytes
+    from libmodels.devices import describe_device, resolve_device
+    from libtrain.dp_training import DPTrainer, kept_plan, train_private
+    from libtrain.gradient_norms import constant_columns, kept_checkpoints, load_study_and_points, measure_stages
+    from libtrain.private_study import EpochLog, plan_privacy
+    from libtrain.unfinished import Unfinished
+
     chosen, measuring = read_private_training(args), read_settings(MeasureSettings, args)
     device = resolve_device(args.device, deterministic=args.deterministic)
     config, dp = load_config(args.config), chosen.settings
     study, points = load_study_and_points(*chosen, measuring, config.data_dir)
+    calibrations = config.sensitivity_dir / "calibrations"
     models = config.sensitivity_dir / "models" / f"ckpt{args.name}"
     checkpoints = kept_checkpoints(models, study, dp, measuring)
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": measuring.shares}
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if measuring.stage is not None and not trained:
             raise InputError(f"{models}: not all checkpoints of these settings are there; train first, without --stage")
         kept = (None if anew else kept_plan(state)) or checkpoints.plan(overwrite=args.overwrite)
-        plan = kept or plan_privacy(dp, study.planned)
+        plan = kept or plan_privacy(dp, study.planned, calibrations)
         trainer = study.trainer(dp, plan, device)
     own = checkpoints.others is None
     with exclusive(models) if own else nullcontext():
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             content = model_bytes(trainer.model, study.spec, privacy=privacy)
             checkpoints.output(trainer.step).save(content, made_by | {"privacy": privacy})
 
-        with cli.stop_requests() as stopping, EpochLog(models.name, dp, plan) as log:
+        with cli.stop_requests() as stopping, EpochLog(models.name, dp, plan, calibrations) as log:
             if not checkpoints.finished(overwrite=args.overwrite):
                 unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
                 train_private(trainer, unfinished, at=set(checkpoints.steps.tolist()), on_step=keep, report=log)

@@ -3,7 +3,7 @@
     python sensitivity/folds.py sensitivity/res/res1.csv --folds 2 --fold_size 30
 
 Inputs: a result file of sensitivity/compute_sensitivity.py. Outputs, each with a JSON sidecar: <compo_res beside the
-file's directory>/fold_<k>.txt, points for --remove-points; no point is in two of them. Takes a second.
+file's directory>/fold_<k>.txt, points for --remove_points; no point is in two of them. Takes a second.
 """
 
 from __future__ import annotations

@@ -20,17 +20,11 @@ from libcli.settings import add_settings, read_settings
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-import torch
 
-from libmodels.devices import describe_device, resolve_device
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import index_digest
 from libstore.store import Output, exclusive, provenance
-from libtrain.gradient_norms import kept_checkpoints, load_study_and_points, stage_steps
-from libtrain.mean_rule import FORMAT, measure_mean_rule
-from libtrain.private_study import plan_privacy
 from libtrain.settings import MeanRuleSettings, MeasureSettings
 
 
@@ -40,6 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_run(parser, points="100", stages=5)
     add_settings(parser, MeanRuleSettings)
     args = parse_run(parser, argv)
+    import pandas as pd
+    import torch
+
+    from libmodels.devices import describe_device, resolve_device
+    from libtrain.gradient_norms import kept_checkpoints, load_study_and_points, stage_steps
+    from libtrain.mean_rule import FORMAT, measure_mean_rule
+    from libtrain.private_study import plan_privacy
+
     chosen, measuring, how = (
         read_private_training(args),
         read_settings(MeasureSettings, args),
@@ -53,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": measuring.shares}
     path = config.sensitivity_dir / "compo_res" / f"mean_rule{args.res_name}.csv"
     output = Output(path, settings | how.as_dict(), FORMAT)
-    plan = checkpoints.plan() if checkpoints.others is None else plan_privacy(dp, study.planned)
+    if checkpoints.others is None:
+        plan = checkpoints.plan()
+    else:
+        plan = plan_privacy(dp, study.planned, config.sensitivity_dir / "calibrations")
     if plan is None:
         raise InputError(f"{models}: no checkpoints of these settings; run compute_sensitivity.py first")
     with exclusive(path.parent):

@@ -5,7 +5,7 @@
 # Flags: --folds F (2) --fold_size N (30) --runs R (10) --config FILE --overwrite; others go to compute_sensitivity.py and
 # must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly. A point's fold leaves N - 1 others out.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove-points
+refuse_flags 'is set here' run name seed remove_points
 folds=${folds:-2}
 folder=$(folder)
 job "$python" sensitivity/folds.py "$folder/res/res1.csv" --folds "$folds" --fold_size "$fold_size" \
@@ -13,7 +13,7 @@ job "$python" sensitivity/folds.py "$folder/res/res1.csv" --folds "$folds" --fol
 eval "set -- $flags"
 fold=1
 while [ "$fold" -le "$folds" ]; do
-    train "_without_${fold}_" "$@" --remove-points "$folder/compo_res/fold_$fold.txt" --points removed --points-sample 0
+    train "_without_${fold}_" "$@" --remove_points "$folder/compo_res/fold_$fold.txt" --points removed --points_sample 0
     fold=$((fold + 1))
 done
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --folds "$folds" ${overwrite:+"$overwrite"}

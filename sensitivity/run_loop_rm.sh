@@ -4,7 +4,7 @@
 # Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --config FILE --overwrite; others
 # go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove-points
+refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}
 folder=$(folder)
 removal=${which}_$remove
@@ -13,6 +13,6 @@ job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$ove
 job "$python" sensitivity/compo_res/rank.py "$folder/compo_res/compo_res_all_totals.csv" \
     --select "$remove" --which "$which" ${overwrite:+"$overwrite"}
 eval "set -- $flags"
-train "_${removal}_" "$@" --remove-points "$list.txt" --points "${list}_kept.txt" --points-sample 0
+train "_${removal}_" "$@" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --which "$which" --remove "$remove" \
     ${overwrite:+"$overwrite"}

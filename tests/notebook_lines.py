@@ -31,8 +31,8 @@ def lines_of(path: Path) -> list[list[str]]:
     return [shlex.split(line)[2:] for line in found]
 
 
-README, DEMO = lines_of(ROOT / "README.md"), lines_of(ROOT / "scripts" / "demo.sh")
-STUDY_LINES = lines_of(ROOT / "docs" / "mnist_study" / "README.md")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, DEMO = [line for page in PAGES for line in lines_of(page)], lines_of(ROOT / "scripts" / "demo.sh")
 
 
 def prepared(words: list[str], root: Path = ROOT) -> dict:

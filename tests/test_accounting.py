@@ -19,7 +19,14 @@ from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from libscores.accounting import ACCOUNTANTS, calibrate_noise_multiplier, pld_interval, spent_epsilon
+from libscores import accounting
+from libscores.accounting import (
+    ACCOUNTANTS,
+    calibrate_noise_multiplier,
+    pld_interval,
+    spent_epsilon,
+    total_variation,
+)
 
 
 def gaussian_epsilon(noise_multiplier: float, steps: int, delta: float) -> float:
@@ -86,6 +93,24 @@ def check_least(epsilon: float, rate: float, steps: int, accountant: str) -> Non
 @pytest.mark.parametrize(("epsilon", "rate", "steps"), [(0.5, 0.01, 40), (2, 1.0, 3), (60, 0.2, 50)])
 def test_calibrated_noise_is_the_least(epsilon: float, rate: float, steps: int) -> None:
     check_least(epsilon, rate, steps, "pld")
+
+
+@pytest.mark.parametrize("epsilon", [1, 10, 40])
+def test_calibration_takes_few_fine_evaluations_and_ends_at_the_least(
+    epsilon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[float] = []
+    bound = accounting._pld_epsilon
+
+    def counted(*arguments: float) -> float:
+        widths.append(arguments[-1])
+        return bound(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(accounting, "_pld_epsilon", counted)
+    fine = pld_interval(epsilon)
+    noise, spent = calibrate_noise_multiplier(epsilon, 1e-5, 64 / 1800, 562)
+    assert widths.count(fine) <= 3 and len(widths) <= 12 and min(widths) == fine
+    assert spent <= epsilon < spent_epsilon(round(noise - 1e-5, 5), 64 / 1800, 562, 1e-5, interval=fine)
 
 
 @given(epsilon=st.floats(0.1, 1000), rate=st.floats(0.001, 1), steps=st.integers(1, 10**5))
@@ -185,3 +210,17 @@ def test_impossible_budgets_are_named() -> None:
         calibrate_noise_multiplier(1, 1e-5, 0.1, 0)
     with pytest.raises(ValueError, match="no noise multiplier"):
         calibrate_noise_multiplier(1e-9, 1e-12, 1.0, 10**6)
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(2.0, 1.0, 1), (5.0, 1.0, 30), (0.7, 0.1, 1), (1.3, 0.6, 1)])
+def test_total_variation_equals_the_closed_forms(noise: float, rate: float, steps: int) -> None:
+    """Without sampling all steps are one Gaussian mechanism; one sampled step has the sampled share of its distance."""
+    exact = rate * (2 * norm.cdf(math.sqrt(steps) / (2 * noise)) - 1)
+    found = total_variation(noise, rate, steps)
+    assert exact - 1e-9 <= found == pytest.approx(exact, rel=2e-3)
+
+
+def test_total_variation_of_the_ends() -> None:
+    assert total_variation(1.0, 0.1, 0) == 0 and total_variation(0.05, 1.0, 3) <= 1
+    bounds = [total_variation(noise, 64 / 1360, 425) for noise in (3.76294, 0.81334)]
+    assert bounds == pytest.approx([0.104, 0.573], abs=5e-4)  # epsilon 1 and 10 at delta 1e-5

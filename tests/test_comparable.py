@@ -129,6 +129,25 @@ def test_an_ensemble_without_sidecars_is_read_by_its_arrays(copy: Path) -> None:
     assert "are not those of" in refusal(*SUBSETS, folder=copy)
 
 
+def test_the_loss_comes_from_the_runs_or_else_from_scores(copy: Path) -> None:
+    before = [run.loss for run in found(copy).read()]
+    for path in root(copy).rglob("aux_arrays.npz"):  # as released runs are
+        with np.load(path) as file:
+            kept = {key: file[key] for key in file.files if not key.startswith(("prob", "logodds"))}
+        np.savez(path, **kept)
+        path.with_suffix(".json").unlink()
+    assert all(run.loss is None for run in found(copy).read())
+    ok("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--scores", "loss", folder=copy)
+    for one, run in zip(before, found(copy).read(), strict=True):
+        np.testing.assert_allclose(run.loss, one, rtol=1e-3, atol=1e-6)
+    path = copy / "score_dir/mnist_smallcnn_0.7_2/loss_mnist_smallcnn_0.7_2.json"
+    settings = json.loads(path.read_text())
+    settings["settings"]["model"]["sha256"] = "0"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="loss_mnist_smallcnn_0.7_2.npy: of another model than .*; score both again"):
+        list(found(copy).read())
+
+
 def test_a_copied_run_counts_once(copy: Path, capsys: pytest.CaptureFixture) -> None:
     before = [array for run in found(copy).read() for array in run]
     shutil.copytree(root(copy) / "0.7/3", root(copy) / "0.7/6")

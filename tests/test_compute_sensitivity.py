@@ -445,7 +445,7 @@ BAD = {
     "out of the study": (["--points", 201], ["--points 201", "point 200", "not among the training examples"]),
     "none": (["--points", 0], ["0:"]),
     "no number": (["--points", "few"], ["few", "cannot read points"]),
-    "too large a sample": (["--points", 150, "--points-sample", 51], ["--points-sample 51", "50 other points"]),
+    "too large a sample": (["--points", 150, "--points-sample", 51], ["--points_sample 51", "50 other points"]),
     "stage above 1": (["--stage", 1.5], ["--stage", "1.5"]),
     "stage below 0": (["--stage", -0.5], ["--stage", "-0.5"]),
     "one stage": (["--stages", 1], ["--stages", "1"]),

@@ -94,6 +94,9 @@ def test_evaluation_counts_what_it_says():
         assert errors.saved == pytest.approx(27 / 41)
         error = np.abs(predicted - truth)[unused].sum() / truth[unused].sum()
         assert errors.unused_error == pytest.approx(error, rel=1e-12)
+        interval, few = (cost_curves.unused_error_interval(predicted[:, :n], truth[:, :n]) for n in (30, 4))
+        assert interval.value == pytest.approx(error, rel=1e-12) and interval.low < error < interval.high
+        assert few.high - few.low > interval.high - interval.low
         totals = weights @ predicted, weights @ truth
         assert errors.total_error == pytest.approx(np.median(np.abs(totals[0] - totals[1]) / totals[1]), rel=1e-12)
         assert errors.total_bias == pytest.approx(totals[0].sum() / totals[1].sum() - 1, rel=1e-9)

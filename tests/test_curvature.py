@@ -39,6 +39,24 @@ def quadratic(seed: int, d: int, n: int) -> tuple[QuadraticLoss, np.ndarray, tor
     return QuadraticLoss(matrix, rng.normal(size=d)), matrix, torch.from_numpy(rng.normal(size=(n, d)))
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_finite_differences_count_kinks_that_the_exact_product_does_not(activation: type[nn.Module]) -> None:
+    """Across a kink the gradient jumps, so a few differences over h grow as h shrinks while the median is right."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), activation(), nn.Linear(64, 3)).double()
+    x, y, examples = torch.randn(400, 8, dtype=torch.float64), torch.arange(400) % 3, np.arange(400)
+    exact = curvature(model, x, y, examples, n_probes=4, exact=True).curvature
+    means, medians = [], []
+    for h in (1e-4, 1e-3, 1e-2, 0.1):
+        found = curvature(model, x, y, examples, h=h, n_probes=4).curvature
+        means.append(found.mean() / exact.mean())
+        medians.append(np.median(found / exact))
+    if activation is nn.Tanh:
+        assert np.allclose(means[:3], 1, atol=0.01) and np.allclose(medians[:3], 1, atol=0.01)
+    else:  # the fewer differences cross a kink, the larger they are: the mean does not become right with a small h
+        assert min(means) > 5 and abs(medians[0] - 1) < 1e-3 and medians[3] > 2
+
+
 @given(seed=st.integers(0, 2**32), d=st.integers(1, 12), n=st.integers(1, 5), n_probes=st.integers(1, 4))
 @settings(max_examples=25, deadline=None)
 def test_quadratic_loss_gives_the_known_hessian(seed: int, d: int, n: int, n_probes: int) -> None:

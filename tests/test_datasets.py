@@ -64,6 +64,8 @@ def test_cifar_folders_are_read_in_torchvision_order(
     data = load_dataset(name, "train", tmp_path)
     assert torch.equal(data.images, torch.from_numpy(pixels.reshape(-1, 3, 32, 32)).float() / 255)
     assert data.labels.tolist() == labels.tolist()
+    itself = load_dataset(name, "train", tmp_path / kind.base_folder)
+    assert torch.equal(itself.images, data.images) and itself.identity() == data.identity()
     first = tmp_path / kind.base_folder / kind.train_list[-1][0]
     first.write_bytes(first.read_bytes()[:-500])
     with pytest.raises(InputError, match=first.name):
@@ -199,6 +201,7 @@ def test_fashion_mnist_is_checked_against_its_sums(tmp_path, monkeypatch) -> Non
 def test_subsets(tmp_path) -> None:
     np.testing.assert_array_equal(read_index("3", 10), [0, 1, 2])
     assert len(read_index("all", 10)) == 10
+    np.testing.assert_array_equal(read_index("spread:4", 10), [0, 2, 5, 7])
     path = tmp_path / "index.npy"
     np.save(path, np.array([5, 2]))
     np.testing.assert_array_equal(read_index(str(path), 10), [5, 2])
@@ -211,7 +214,7 @@ def test_subsets(tmp_path) -> None:
         np.save(path, np.array(array))
         with pytest.raises(InputError, match=mention):
             read_index(str(path), 10)
-    for text in ("0", "11", "nowhere.npy"):
+    for text in ("0", "11", "spread:11", "spread:", "nowhere.npy"):
         with pytest.raises(InputError, match=text):
             read_index(text, 10)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_refused, run_script, tree, write_config
+from conftest import assert_refused, execute_notebook, run_script, tree, write_config
 from test_sensitivity_loops import finish, start
 
 from libscores import ranking, renyi
@@ -72,11 +72,29 @@ def test_points_left_out_are_measured_without_them(study: Path) -> None:
 
 
 @pytest.mark.slow
+def test_notebook_shows_both_directions(study: Path) -> None:
+    """After the test above: six points in both directions, as the accounting has them; one run has no interval."""
+    if not list((study / "sensitivity_dir" / "res").glob("res_without_*")):
+        pytest.skip("no fold is there")
+    config = {"config": study / "config.json", "runs": [1], "first": 20}
+    printed, rows = execute_notebook("per_instance_privacy", "per_instance_mnist_lenet5", study, **config)
+    totals = pd.read_csv(study / "sensitivity_dir" / "compo_res" / "compo_res_both_totals.csv")
+    both = totals[totals["directions"] == "both"]
+    assert "without ‖ with" in printed and "median of 6 points" in printed
+    found = {row["statistic"]: row for row in rows}
+    larger = found["median ε realised, larger direction"]
+    name = "epsilon realised mean, loss distributions"
+    assert larger["value"] == pytest.approx(both[f"{name}, larger"].median()) and larger["low"] is None
+    apart = (both[f"{name}, without || with"] - both[name]).median()
+    assert found["ε realised, without || with less with || without, median"]["value"] == pytest.approx(apart)
+
+
+@pytest.mark.slow
 def test_rounds_of_a_recursive_removal(study: Path) -> None:
     line = [*FLAGS, "--config", study / "config.json", "--rounds", 2, "--remove", 4]
     stopped_and_resumed(study, line, "run_recursive.sh", "models/ckpt_recursive_4_2_1/step_0.pt")
     compo = study / "sensitivity_dir" / "compo_res"
-    names = ["compo_res_all", "compo_res_recursive_4_1", "compo_res_recursive_4_2"]
+    names = ["compo_res_all", "compo_res_cheapest_4", "compo_res_recursive_4_2"]
     totals = [pd.read_csv(compo / f"{name}_totals.csv").set_index("point")["epsilon realised mean"] for name in names]
     gone: list[int] = []
     for name, here, after in zip(names, totals, totals[1:], strict=False):
@@ -118,7 +136,7 @@ def test_bad_rounds_and_folds_are_refused(study: Path, tmp_path: Path) -> None:
         status, _, err = finish(script, *flags)
         assert status == 2 and len(err.splitlines()) == 1 and mention in err
     line = (SCRIPT, *FLAGS[:-2], "--config", study / "config.json", "--name", "_x")
-    assert_refused(run_script(*line, "--points", "removed"), "--points removed", "--remove-points")
+    assert_refused(run_script(*line, "--points", "removed"), "--points removed", "--remove_points")
     few = ("--remove-points", gone, "--points", "removed", "--points-sample", 3)
     assert_refused(run_script(*line, *few), "--points-sample 3", "--points removed")
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DATA
+from opacus.optimizers import DPOptimizerFastGradientClipping
 from scipy import stats
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from libmodels.checkpoints import ModelSpec, read_checkpoint, to_bytes
 from libscores.accounting import calibrate_noise_multiplier
 from libstore.errors import InputError
 from libstore.store import Output
-from libtrain.dp_training import DPTrainer, kept_plan, seeded_model, train_private
+from libtrain.dp_training import DPTrainer, _NoisySums, kept_plan, seeded_model, train_private
+from libtrain.optimizers import eager
 from libtrain.per_example import PerExampleGradients
 from libtrain.private_study import plan_privacy
 from libtrain.settings import GRAD_SAMPLE_MODES, DPSettings, PrivacyPlan, SGDSettings
@@ -51,6 +53,36 @@ def changed(n: int, **changes) -> tuple[DPSettings, PrivacyPlan]:
     own = {key: changes.pop(key) for key in ("sample_rate", "noise_multiplier") if key in changes}
     settings = dataclasses.replace(BASE, **changes)
     return settings, dataclasses.replace(PLAN, **{"sample_rate": settings.batch_size / n} | own)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam])
+def test_noise_and_optimizers_are_those_of_opacus_and_pytorch_bit_for_bit(kind: type[torch.optim.Optimizer]) -> None:
+    """Also over two chunks, in channels-last, and continued from a saved state."""
+    networks, draws = [], torch.Generator().manual_seed(0)
+    chunks = [[torch.randn(shape, generator=draws) for shape in ((6, 3, 5, 5), (6,))] for _ in range(8)]
+    for ours in (False, True):
+        torch.manual_seed(1)
+        model = nn.Conv2d(3, 6, 5).to(memory_format=torch.channels_last)
+        generator, parameters = torch.Generator().manual_seed(2), list(model.parameters())
+        optimizer = (eager(kind) if ours else kind)(parameters, lr=0.01)
+        if ours:
+            private = _NoisySums(optimizer, parameters, 0.7 * 1.5, 20, generator)
+        else:
+            private = DPOptimizerFastGradientClipping(
+                optimizer, noise_multiplier=0.7, max_grad_norm=1.5, expected_batch_size=20, generator=generator
+            )
+        for number, gradients in enumerate(chunks):
+            if number == 4:
+                optimizer.load_state_dict(optimizer.state_dict())
+            if number % 2 == 0:
+                private.zero_grad(set_to_none=True)
+            private.signal_skip_step(do_skip=number % 2 == 0)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                channels_last = gradient.dim() == 4
+                parameter.grad = gradient.to(memory_format=torch.channels_last) if channels_last else gradient.clone()
+            private.step()
+        networks.append((*(p.detach().clone() for p in parameters), generator.get_state()))
+    assert all(map(torch.equal, *networks))
 
 
 def stop_at(trainer: DPTrainer, step: int, output: Output, **more) -> None:
@@ -148,9 +180,9 @@ def test_noise_has_the_right_scale_and_is_fresh(digits) -> None:
     assert np.abs(correlation).max() * noise.shape[1] ** 0.5 < 5
 
 
-def test_sampling_is_poisson_at_exactly_the_rate(digits) -> None:
+def test_sampling_is_poisson_at_exactly_the_rate(digits, tmp_path: Path) -> None:
     rows = torch.arange(0, 120, 2)
-    plan = plan_privacy(dataclasses.replace(BASE, batch_size=7, accountant="rdp"), len(rows))
+    plan = plan_privacy(dataclasses.replace(BASE, batch_size=7, accountant="rdp"), len(rows), tmp_path)
     assert plan.sample_rate == 7 / 60
     trainer = make(digits, rows, batch_size=7, sample_rate=plan.sample_rate)
     counts, sizes = np.zeros(120), []

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from libscores import few_runs, renyi
-from libscores.statistics import Estimate
 
 Q, SIGMA, DELTA = 0.05, 1.1, 1e-5
 
@@ -85,10 +84,20 @@ def test_median_holds_the_runs_share(runs):
     assert single.value == 1 and math.isnan(single.low)
 
 
-def test_equivalence_needs_the_whole_interval():
-    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.06), 0.1) == "yes"
-    assert few_runs.equivalence(Estimate(0.01, -0.04, 0.11), 0.1) == "cannot say"
-    assert few_runs.equivalence(Estimate(0.0, -0.5, 0.5), 0.1) == "cannot say"
-    assert few_runs.equivalence(Estimate(0.3, 0.15, 0.45), 0.1) == "no"
-    assert few_runs.equivalence(Estimate(-0.3, -0.45, -0.15), 0.1) == "no"
-    assert few_runs.equivalence(Estimate(0.0, math.nan, math.nan), 0.1) == "cannot say"
+def test_difference_of_medians_holds_the_runs_share():
+    """Each run shifts the two samples apart by a draw of its own: four runs' intervals hold 0 nearly always."""
+    inside = []
+    for study in range(150):
+        generator = np.random.default_rng(study)
+        a = generator.normal(size=40) + 0.5 * generator.normal(size=(4, 1))
+        b = generator.normal(size=(4, 60))
+        found = few_runs.median_difference_over_runs(a, b)
+        inside.append(found.low <= 0 <= found.high)
+    assert np.mean(inside) >= 0.9
+    assert found.value == pytest.approx(np.median(a.mean(axis=0)) - np.median(b.mean(axis=0)))
+    assert math.isnan(few_runs.median_difference_over_runs(np.ones((1, 3)), np.ones((1, 2))).low)
+
+
+def test_larger_direction_goes_by_the_mean_over_runs():
+    one, other = np.array([[1.0, 5], [3, 5]]), np.array([[5.0, 4], [0, 5]])
+    np.testing.assert_array_equal(few_runs.larger_direction(one, other), [[5, 5], [0, 5]])

@@ -135,7 +135,8 @@ def test_diverging_training_is_stopped_and_named(tmp_path: Path) -> None:
         (["--ratio", "1.0"], ["--ratio", "1.0", "< 1"]),
         (["--ratio", "0"], ["--ratio", "0", "> 0"]),
         (["--ratio", "nan"], ["--ratio", "nan"]),
-        (["--subset", "1"], ["--ratio 0.7", "1 examples"]),
+        (["--subset", "2", "--ratio", "0.1"], ["--ratio 0.1", "2 examples"]),
+        (["--subset", "1"], ["hold 1 of 10 classes", "spread:N"]),
         (["--subset", "60001"], ["60001", "60000"]),
         (["--subset", "no.npy"], ["no.npy"]),
         (["--device", "cuda:7"], ["cuda:7", "not available"]),
@@ -406,7 +407,8 @@ def test_saved_runs_and_scores_feed_the_mathematics(ensemble: Path) -> None:
     )
     assert found.runs == list(range(6)) and found.missing == [6, 7]
     runs = list(found.read())
-    scores = memorization([(inside, value) for inside, value, _ in runs], 200)
+    scores = memorization([(run.in_mask, run.value) for run in runs], 200)
+    np.testing.assert_allclose(runs[0].loss, -np.log(runs[0].value), rtol=1e-3, atol=1e-6)
     by_hand = np.full(200, np.nan)
     arrays = [read_run(ensemble / "fz_model_dir/mnist_smallcnn/0.7" / str(run)) for run in range(6)]
     for i in range(200):

@@ -92,6 +92,30 @@ def test_interrupted_while_loading_is_one_line(tmp_path: Path) -> None:
     assert err == "loading.py: interrupted; run the same command again to go on\n"
 
 
+SWALLOWING = """
+try:
+    import pathlib, sys, time
+    pathlib.Path(sys.argv[1]).touch()
+    time.sleep(60)
+except Exception:
+    pass
+pathlib.Path(sys.argv[1] + ".went_on").touch()
+"""
+
+
+def test_stopped_while_main_loads_a_library_that_catches_everything(tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(SWALLOWING)
+    path = tmp_path / "loading.py"
+    start_here = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport libcli as cli\n"
+    path.write_text(f"{start_here}def main():\n    import library\ncli.run(main)\n")
+    process = start(sys.executable, path, tmp_path / "begun")
+    wait_for(tmp_path / "begun", process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGTERM, "loading.py: stopped; run the same command again to go on\n")
+    assert not (tmp_path / "begun.went_on").exists()
+
+
 def test_the_loading_of_this_very_process_keeps_its_handler() -> None:
     """Notebooks and tests import the scripts; their Ctrl-C stays theirs."""
     code = "import renyi_per_instance_sum_compo, signal as s; assert s.getsignal(s.SIGINT) is s.default_int_handler"

@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from libscores.link1 import binned_curve, link1, link1_of_given, subpopulation_fit
+from libscores.correlation import partial_spearman
+from libscores.link1 import binned_curve, link1, subpopulation_fit, tail_overlap, within_classes
 from libscores.memorization import memorization
 from libscores.statistics import (
+    auroc,
     bootstrap_interval,
     bootstrap_weights,
     cosine,
     jackknife_interval,
     pearson,
     permutation_test,
+    permutation_tests,
     spearman,
 )
 
@@ -44,6 +47,26 @@ def test_permutation_control_accepts_no_link_and_rejects_a_strong_one() -> None:
     assert strong.p_value == 1 / 200 and strong.value > strong.null_high
     p_values = [permutation_test(a, rng.normal(size=300), 99, seed).p_value for seed in range(60)]
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def test_random_pairs_of_a_cosine_are_not_at_zero() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.gamma(0.5, size=400), rng.gamma(0.5, size=400)
+    found = permutation_tests(a, b, 199, 1)
+    plain = [[measure(a, b[rng.permutation(400)]) for _ in range(400)] for measure in (spearman, pearson, cosine)]
+    for (name, test), expected in zip(found.items(), plain, strict=True):
+        assert test.null == pytest.approx(np.mean(expected), abs=0.01)
+        np.testing.assert_allclose([test.null_low, test.null_high], np.quantile(expected, [0.025, 0.975]), atol=0.03)
+        assert test.p_value > 0.01 and (test.null > 0.2) == (name == "cosine")
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 40))
+@settings(max_examples=30, deadline=None)
+def test_auroc_counts_pairs(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    marked, score = rng.random(n) < 0.4, rng.integers(0, 6, n)
+    pairs = [(a > b) + (a == b) / 2 for a in score[marked] for b in score[~marked]]
+    assert auroc(marked, score) == pytest.approx(np.mean(pairs) if pairs else np.nan, nan_ok=True)
 
 
 def test_bootstrap_interval_covers_a_mean() -> None:
@@ -113,7 +136,7 @@ def simulated(seed: int, n_runs: int, n: int, link: float) -> list[tuple[np.ndar
 
 def test_scores_equal_plain_means_over_the_models_that_hold_the_example() -> None:
     runs = simulated(0, 12, 50, 1.0)
-    result = link1(lambda: runs, 12, 50, n_resamples=10, block=4, n_permutations=19)
+    result = link1(lambda: runs, 12, 50, n_permutations=19)
     masks, values, curvatures = (np.stack(part) for part in zip(*runs, strict=True))
     scores = memorization(zip(masks, values, strict=True), 50)
     np.testing.assert_allclose(result.memorization, scores.score)
@@ -130,42 +153,127 @@ def test_scores_equal_plain_means_over_the_models_that_hold_the_example() -> Non
     line = stats.linregress(scores.score[defined], result.curvature[defined])
     assert (result.slope.value, result.intercept.value) == pytest.approx((line.slope, line.intercept))
     even, odd = (
-        memorization(zip(masks[::2], values[::2], strict=True), 50).score,
-        np.ma.masked_array(curvatures[1::2], ~masks[1::2]),
+        [
+            memorization(zip(masks[half::2], values[half::2], strict=True), 50).score,
+            np.ma.masked_array(curvatures[half::2], ~masks[half::2]).mean(0),
+        ]
+        for half in (0, 1)
     )
-    both = np.isfinite(even) & ~odd.mean(0).mask
-    assert result.disjoint_halves.value == pytest.approx(stats.spearmanr(even[both], odd.mean(0).data[both]).statistic)
+    both = np.isfinite(even[0]) & np.isfinite(odd[0]) & ~even[1].mask & ~odd[1].mask
+    ways = [stats.spearmanr(one[0][both], other[1].data[both]).statistic for one, other in ((even, odd), (odd, even))]
+    assert result.disjoint_halves.value == pytest.approx(np.mean(ways))
+    within = [stats.spearmanr(even[k][both], odd[k][both]).statistic for k in (0, 1)]
+    assert result.links["curvature"].corrected.value == pytest.approx(np.mean(ways) / np.sqrt(np.prod(within)))
+    assert result.reliability.value == pytest.approx(2 * within[0] / (1 + within[0]))
 
 
-def test_bootstrap_statistics_equal_a_plain_resampling_of_runs() -> None:
-    runs, seed = simulated(2, 8, 40, 1.0), 3
-    result = link1(lambda: runs, 8, 40, n_resamples=6, block=4, n_permutations=9, seed=seed)
-    resampled = []
-    for counts in bootstrap_weights(8, 6, seed).astype(int):
-        drawn = [runs[t] for t in np.repeat(np.arange(8), counts)]
-        masks, values, curvatures = (np.stack(part) for part in zip(*drawn, strict=True))
-        mem = memorization(zip(masks, values, strict=True), 40).score
-        curv = np.array([curvatures[masks[:, i], i].mean() if masks[:, i].any() else np.nan for i in range(40)])
-        both = np.isfinite(mem) & np.isfinite(curv)
-        resampled.append(stats.spearmanr(mem[both], curv[both]).statistic)
-    want = bootstrap_interval(result.similarity["Spearman"].value, np.array(resampled))
-    got = result.similarity["Spearman"]
-    assert (got.value, got.low, got.high) == pytest.approx((want.value, want.low, want.high), abs=1e-12)
+def test_loss_beside_curvature_equals_plain_means() -> None:
+    rng, plain = np.random.default_rng(9), simulated(0, 12, 60, 1.0)
+    losses = rng.gamma(2, 1, (12, 60))
+    runs = [(*run, loss) for run, loss in zip(plain, losses, strict=True)]
+    labels = np.arange(60) % 2
+    result = link1(lambda: runs, 12, 60, labels=labels, n_permutations=9)
+    masks, values, curvatures = (np.stack(part) for part in zip(*plain, strict=True))
+    mem = memorization(zip(masks, values, strict=True), 60).score
+    inside = {
+        name: np.nanmean(np.where(masks, x, np.nan), 0) for name, x in (("curvature", curvatures), ("loss", losses))
+    }
+    outside = np.array([losses[~masks[:, i], i].mean() if (~masks[:, i]).any() else np.nan for i in range(60)])
+    ok = np.isfinite(mem)
+    loss, curvature = (result.links[name] for name in ("loss", "curvature"))
+    np.testing.assert_allclose(loss.score, np.where(ok, inside["loss"], np.nan))
+    x, y = inside["curvature"][ok], inside["loss"][ok]
+    assert loss.similarity["Spearman"].value == pytest.approx(stats.spearmanr(mem[ok], y).statistic)
+    assert loss.others.value == pytest.approx(stats.spearmanr(mem[ok], outside[ok]).statistic)
+    assert curvature.partial.value == pytest.approx(partial_spearman(mem[ok], x, y))
+    assert loss.partial.value == pytest.approx(partial_spearman(mem[ok], y, x))
+    assert curvature.auroc.value == pytest.approx(auroc(mem[ok] > 0.25, x))
+    assert result.curvature_and_loss.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    first = curvature.similarity["Spearman"].value - loss.similarity["Spearman"].value
+    assert result.difference.value == pytest.approx(first)
+    zero = ok & (labels == 0)
+    assert curvature.by_class[0] == pytest.approx(stats.spearmanr(mem[zero], inside["curvature"][zero]).statistic)
+    assert link1(lambda: plain, 12, 60, n_permutations=9).similarity == result.similarity
 
 
-def test_block_size_does_not_change_the_result() -> None:
-    runs = simulated(4, 6, 30, 1.0)
-    results = [link1(lambda: runs, 6, 30, n_resamples=7, block=block, n_permutations=9) for block in (1, 3, 7)]
-    assert results[0].similarity == results[1].similarity == results[2].similarity
+def test_the_curve_against_the_number_of_runs_is_of_disjoint_sets() -> None:
+    runs = simulated(3, 12, 40, 1.0)
+    result = link1(lambda: runs, 12, 40, n_groups=6, n_permutations=9)
+    sizes = [size for size, _ in result.links["curvature"].by_runs]
+    assert sizes == [2, 4, 6, 12]
+    sets = [
+        link1(lambda part=runs[k : k + 4]: part, 4, 40, n_permutations=1).similarity["Spearman"].value
+        for k in (0, 4, 8)
+    ]
+    found = dict(result.links["curvature"].by_runs)
+    interval = stats.ttest_1samp(sets, 0).confidence_interval(0.95)
+    assert (found[4].value, found[4].low) == pytest.approx((np.mean(sets), max(-1, interval.low)))
+    assert np.isnan(found[6].low) and found[12] == result.similarity["Spearman"]
+
+
+def test_membership_of_other_runs_finds_nothing() -> None:
+    runs = simulated(7, 40, 300, 1.0)
+    result = link1(lambda: runs, 40, 300, n_permutations=9)
+    shifted = [(before[0], run[1]) for before, run in zip(runs, runs[1:], strict=False)]
+    mem = memorization(shifted, 300).score
+    assert result.shuffled.value == pytest.approx(stats.spearmanr(mem, result.curvature).statistic)
+    assert result.shuffled.low < 0 < result.shuffled.high < 0.4 < result.similarity["Spearman"].low
+
+
+def test_tails_and_classes() -> None:
+    mem = np.arange(300.0)
+    score = np.concatenate([mem[:280], mem[280:] - 285])  # of the 20 highest, 15 stay among the highest
+    assert tail_overlap(mem, score)[20] == pytest.approx(0.0 if score[280] < 0 else 0.75)
+    assert tail_overlap(mem, mem) == {20: 1, 100: 1, 200: 1} and tail_overlap(mem[:100], -mem[:100]) == {20: 0}
+    labels = (mem >= 295).astype(int)
+    assert within_classes(mem, -mem, labels) == {0: -1}
 
 
 def test_no_link_is_found_where_there_is_none() -> None:
-    result = link1(lambda: simulated(7, 40, 400, 0.0), 40, 400, n_resamples=50, n_permutations=199)
+    result = link1(lambda: simulated(7, 40, 400, 0.0), 40, 400, n_permutations=199)
     spearman_estimate = result.similarity["Spearman"]
     assert abs(spearman_estimate.value) < 0.15
     assert result.permutation.null_low <= spearman_estimate.value <= result.permutation.null_high
-    linked = link1(lambda: simulated(7, 40, 400, 1.0), 40, 400, n_resamples=50, n_permutations=199)
+    linked = link1(lambda: simulated(7, 40, 400, 1.0), 40, 400, n_permutations=199)
     assert linked.similarity["Spearman"].low > 0.5 and linked.permutation.p_value == 1 / 200
+
+
+def linked_ensemble(seed: int, truth: np.ndarray, own: np.ndarray, n_runs: int, correctness: bool) -> list[tuple]:
+    """Runs whose curvature and loss rise with a fixed memorization, each with a scale and noise of its own."""
+    rng, shape = np.random.default_rng(seed), (n_runs, len(truth))
+    masks = rng.random(shape) < 0.7
+    prob = np.clip(np.where(masks, 0.98, 1 - truth) + 0.05 * rng.normal(size=shape), 0.001, 1)
+    values = (rng.random(shape) < prob).astype(float) if correctness else prob
+    scale = rng.gamma(8, 1 / 8, (n_runs, 1))
+    curvatures = scale * np.exp(2 * truth + 0.5 * own + 0.8 * rng.normal(size=shape) + 0.5 * (prob < 0.9))
+    return list(zip(masks, values, curvatures, curvatures * np.exp(0.3 * rng.normal(size=shape)), strict=True))
+
+
+@pytest.mark.parametrize("correctness", [False, True])
+def test_intervals_cover_what_they_name(correctness: bool) -> None:
+    """The expectation over ensembles of as many runs, and for the corrected value the limit of many runs."""
+    rng, n, n_runs, trials = np.random.default_rng(0), 80, 40, 100
+    truth, own = np.where(rng.random(n) < 0.3, rng.beta(0.5, 1, n), 0.1 * rng.random(n)), rng.normal(size=n)
+    results = []
+    for seed in range(trials):
+        runs = linked_ensemble(seed, truth, own, n_runs, correctness)
+        results.append(link1(lambda runs=runs: runs, n_runs, n, n_groups=10, n_permutations=1))
+    limit = linked_ensemble(10**6, truth, own, 4000, correctness)
+    many = link1(lambda: limit, 4000, n, n_groups=2, n_permutations=1)
+    named = {
+        f"{name} {kind}": [getattr(r.links[name], kind) for r in results]
+        for name in ("curvature", "loss")
+        for kind in ("others", "partial", "auroc", "disjoint_halves", "corrected")
+    }
+    named |= {kind: [r.similarity[kind] for r in results] for kind in ("Spearman", "Pearson", "cosine")}
+    named |= {kind: [getattr(r, kind) for r in results] for kind in ("difference", "reliability", "slope", "shuffled")}
+    shares = {}
+    for name, estimates in named.items():
+        target = np.mean([estimate.value for estimate in estimates])
+        if name.endswith("corrected"):
+            target = many.links[name.split()[0]].similarity["Spearman"].value
+        shares[name] = np.mean([estimate.low <= target <= estimate.high for estimate in estimates])
+    assert min(shares.values()) >= 0.9, shares
 
 
 def test_too_little_to_work_on_is_refused() -> None:
@@ -187,7 +295,7 @@ def test_memory_does_not_grow_with_the_number_of_runs() -> None:
     peaks = []
     for n_runs in (8, 64):
         tracemalloc.start()
-        link1(partial(read, n_runs), n_runs, n, n_resamples=4, block=2, n_permutations=1)
+        link1(partial(read, n_runs), n_runs, n, n_groups=4, n_permutations=1)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     one_more_run = 17 * n
@@ -207,7 +315,7 @@ def test_given_memorization_equals_plain_left_out_groups() -> None:
     mem = np.random.default_rng(0).random(60)
     runs = given_runs(1, mem, 11)  # leaving out the third group leaves an example that no model holds
     mem[7] = np.nan
-    result = link1_of_given(mem, lambda: iter(runs), 11, n_groups=4, n_permutations=99)
+    result = link1(lambda: iter(runs), 11, len(mem), memorization=mem, n_groups=4, n_permutations=99)
     masks, _, curvatures = (np.stack(part) for part in zip(*runs, strict=True))
     held = np.where(masks, curvatures, np.nan)
     ok = np.arange(60) != 7
@@ -237,8 +345,8 @@ def test_given_memorization_equals_plain_left_out_groups() -> None:
 def test_given_memorization_interval_covers_the_expected_correlation() -> None:
     mem = np.random.default_rng(0).random(200)
     results = [
-        link1_of_given(mem, partial(given_runs, seed, mem, 30), 30, n_groups=10, n_permutations=1)
-        for seed in range(150)
+        link1(partial(given_runs, seed, mem, 30), 30, len(mem), memorization=mem, n_groups=10, n_permutations=1)
+        for seed in range(100)
     ]
     for name in ("Spearman", "Pearson", "cosine"):
         estimates = [result.similarity[name] for result in results]
@@ -249,11 +357,11 @@ def test_given_memorization_interval_covers_the_expected_correlation() -> None:
 def test_given_memorization_refuses_too_little() -> None:
     mem = np.full(10, 0.5)
     with pytest.raises(ValueError, match="two runs and two groups, found 1 and 20"):
-        link1_of_given(mem, lambda: given_runs(0, mem, 1), 1)
+        link1(lambda: given_runs(0, mem, 1), 1, 10, memorization=mem)
     with pytest.raises(ValueError, match="read 3 runs, expected 4"):
-        link1_of_given(mem, lambda: given_runs(0, mem, 3), 4)
-    with pytest.raises(ValueError, match="only 0 examples have both scores"):
-        link1_of_given(mem * np.nan, lambda: given_runs(0, mem, 3), 3)
+        link1(lambda: given_runs(0, mem, 3), 4, 10, memorization=mem)
+    with pytest.raises(ValueError, match="only 0 examples have a memorization score"):
+        link1(lambda: given_runs(0, mem, 3), 3, 10, memorization=mem * np.nan)
 
 
 def test_given_memorization_streams() -> None:
@@ -268,11 +376,11 @@ def test_given_memorization_streams() -> None:
     peaks = []
     for n_runs in (8, 64):
         tracemalloc.start()
-        link1_of_given(mem, partial(read, n_runs), n_runs, n_permutations=1)
+        link1(partial(read, n_runs), n_runs, n, memorization=mem, n_groups=8, n_permutations=1)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     vector = 8 * n
-    assert peaks[1] - peaks[0] < vector and peaks[1] < 30 * vector
+    assert peaks[1] - peaks[0] < vector and peaks[1] < 70 * vector
 
 
 @given(seed=st.integers(0, 10**6), groups=st.integers(2, 30))

@@ -97,6 +97,45 @@ def test_standard_error_covers_the_truth() -> None:
     assert 0.91 < covered.mean() < 0.97
 
 
+@pytest.mark.parametrize(("p_in", "p_out"), [(0.9, 0.4), (1.0, 0.97), (0.98, 0.9), (0.7, 0.7), (1.0, 0.0)])
+def test_intervals_of_correctness_cover_the_truth(p_in: float, p_out: float) -> None:
+    rng = np.random.default_rng(5)
+    masks = rng.random((60, 2000)) < 0.7
+    values = (rng.random(masks.shape) < np.where(masks, p_in, p_out)).astype(float)
+    got = memorization(zip(masks, values, strict=True), 2000)
+    assert ((got.low <= p_in - p_out) & (p_in - p_out <= got.high)).mean() >= 0.9
+    assert np.all((got.low <= got.score) & (got.score <= got.high) & (got.high - got.low > 0.05))
+    assert got.low.min() >= -1 and got.high.max() <= 1
+
+
+def test_intervals_of_correctness_are_newcombes() -> None:
+    """56 of 70 against 48 of 80: 0.20 [0.0524, 0.3339] (Newcombe 1998, table II, example a, method 10)."""
+    masks, values = (np.arange(150) < 70)[:, None], np.r_[np.arange(70) < 56, np.arange(80) < 48].astype(float)[:, None]
+    got = memorization(zip(masks, values, strict=True), 1)
+    assert (got.score[0], got.low[0], got.high[0]) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_intervals_of_probabilities_are_of_their_mean() -> None:
+    rng = np.random.default_rng(6)
+    masks = rng.random((40, 2000)) < 0.6
+    values = np.clip(0.5 + 0.3 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1)
+    got = memorization(zip(masks, values, strict=True), 2000)
+    truth = np.mean(values[masks]) - np.mean(values[~masks])
+    assert 0.9 <= ((got.low <= truth) & (truth <= got.high)).mean() < 0.97
+    np.testing.assert_allclose(got.high - got.score, 1.959964 * got.standard_error)
+
+
+def test_shares_that_are_equal_are_equal_to_the_last_bit() -> None:
+    """Ranks must not see the order in which runs were added."""
+    rng = np.random.default_rng(7)
+    value = (np.arange(30) % 3 == 0).astype(float)
+    orders = [rng.permutation(30) for _ in range(50)]
+    running = RunningMean(np.ones((1, 30)), 50)
+    for run in range(30):
+        running.add(run, np.ones(50, bool), np.array([value[order[run]] for order in orders]))
+    assert np.unique(running.mean).size == 1
+
+
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=20, deadline=None)
 def test_whole_weights_are_repeated_runs(seed: int) -> None:

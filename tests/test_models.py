@@ -10,6 +10,7 @@ from torch import nn
 
 from libmodels import ARCHITECTURES, build_model
 from libmodels.checkpoints import ModelSpec, load_model, model_bytes
+from libmodels.smallcnn import GridAverages
 from libstore.errors import InputError
 from libtrain.training import predict
 
@@ -123,3 +124,29 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     assert correct.tolist() == (logits.argmax(1) == y).tolist()
     want = torch.softmax(logits, 1)[torch.arange(25), y]
     torch.testing.assert_close(torch.from_numpy(prob), want)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (7, 7), (8, 6), (5, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_grid_averages_are_adaptive_pooling_to_rounding(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x = torch.randn(3, 2, *shape, dtype=dtype, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.inference_mode():
+        GridAverages(4)(x)  # what is kept of this must do for training, and of the next one after it
+    torch.func.vmap(torch.func.grad(lambda image: GridAverages(4)(image[None]).sum()))(x.detach())
+    ours, theirs = GridAverages(4)(x), torch.nn.functional.adaptive_avg_pool2d(x, 4)
+    upstream = torch.randn_like(theirs)
+    gradients = [torch.autograd.grad(out, x, upstream)[0] for out in (ours, theirs)]
+    eps = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(ours, theirs, rtol=eps, atol=eps)
+    torch.testing.assert_close(*gradients, rtol=eps, atol=eps)
+
+
+def test_weights_of_the_small_cnn_with_adaptive_pooling_are_read() -> None:
+    model = build_model("smallcnn", num_classes=10, in_channels=1)
+    assert [name for name in model.state_dict() if name.startswith("features")] == [
+        "features.0.weight", "features.0.bias", "features.2.weight", "features.2.bias",
+    ]  # fmt: skip
+    images = torch.randn(5, 1, 28, 28)
+    ours = model(images)
+    model.features[4] = torch.nn.AdaptiveAvgPool2d(4)
+    torch.testing.assert_close(ours, model(images), rtol=1e-5, atol=1e-6)

@@ -14,23 +14,23 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from notebook_lines import DEMO, README, STUDY_LINES, assigned, prepared, read, run_cells, tagged
+from notebook_lines import DEMO, README, assigned, prepared, read, run_cells, tagged
 from released_files import write_config, write_scored_imagenet
 
-from libplots.notebooks import set_parameters
+from libplots.notebooks import data_path, draw_example, draw_examples, set_parameters
 from libstore.config import load_config
 from libstore.errors import InputError
 from scripts import execute_notebook
 
-STUDY = sorted((ROOT / "docs" / "mnist_study").glob("*.ipynb"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS + STUDY, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_notebooks_show_what_their_one_parameters_cell_says(path: Path) -> None:
     notebook = read(path)
     assert not tagged(notebook, "injected-parameters") and len(tagged(notebook, "parameters")) == 1
@@ -48,22 +48,20 @@ def test_committed_notebooks_show_what_their_one_parameters_cell_says(path: Path
 
 @pytest.mark.parametrize(
     ("words", "path"),
-    [(words, ROOT / words[0]) for words in DEMO]
-    + [(words, ROOT / "docs" / "mnist_study" / Path(words[0]).name) for words in STUDY_LINES],
+    [(words, ROOT / words[0]) for words in DEMO],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
 def test_committed_parameters_are_those_of_the_line_that_made_the_outputs(words: list[str], path: Path) -> None:
     assert assigned(prepared(words)) == assigned(read(path))
 
 
-def test_the_demo_and_the_study_make_every_committed_notebook() -> None:
+def test_the_demo_makes_every_committed_notebook() -> None:
     assert {words[0] for words in DEMO} == {
         f"notebooks/{path.name}" for path in NOTEBOOKS if "imagenet" not in path.name
     }
-    assert {Path(words[0]).name for words in STUDY_LINES} == {path.name for path in STUDY}
 
 
-@pytest.mark.parametrize("words", README + STUDY_LINES, ids=lambda words: Path(words[0]).stem)
+@pytest.mark.parametrize("words", README, ids=lambda words: Path(words[0]).stem)
 def test_lines_of_the_readme_look_where_their_configuration_says(words: list[str], bare: Path) -> None:
     """Each names its configuration; without results it says what was looked for, what is there and what makes it."""
     notebook = prepared(words, bare)
@@ -107,6 +105,10 @@ def test_other_data_than_there_are_is_one_line_that_says_what_is_there(path: Pat
         settings = {"data": {"dataset": "mnist"}, "model": {"arch": "lenet5"}, "suffix": "seed_3"}
         (folder / "model.json").write_text(json.dumps({"settings": settings, "sha256": ""}))
         changes, there = {"datasets": ["cifar10"]}, "there is mnist lenet5, suffix seed_* (1 models, 0 scored"
+    elif "target" in said:
+        (bare / "results" / "scores").mkdir(parents=True)
+        (bare / "results" / "scores" / "table_mnist_lenet5.parquet").touch()
+        changes, there = {"arch": "resnet18"}, "there is table_mnist_lenet5; to make it: python score_table.py"
     else:
         write_scored_imagenet(bare / "results", 20, [3, 4])
         shutil.copytree(bare / "results" / "scores", bare / "results" / "score_dir")
@@ -241,3 +243,69 @@ def test_a_stopped_notebook_says_so_in_one_line_and_leaves_nothing(signum: signa
     lines = [line for line in said.splitlines() if line != "Terminated"]  # which is the shell's
     assert len(lines) == 1 and "stopped before the end of slow.ipynb" in said, said
     assert not list((tmp_path / "out").iterdir())
+
+
+NET = """
+from torch import nn
+
+def table(num_classes, in_channels):
+    return nn.Sequential(nn.Linear(in_channels, 8), nn.Tanh(), nn.Linear(8, num_classes))
+"""
+
+
+def test_the_first_link_of_a_table_of_ones_own(bare: Path) -> None:
+    """Data by path, named on disk as everywhere; rows of a table are numbers, not images; loss beside curvature."""
+    rng = np.random.default_rng(0)
+    arrays = {f"{split}_x": rng.normal(size=(n, 5)) for split, n in (("train", 60), ("test", 10))}
+    arrays |= {f"{split}_y": np.arange(n) % 3 for split, n in (("train", 60), ("test", 10))}
+    (bare / "mine").mkdir()
+    np.savez(bare / "mine" / "letters.npz", **arrays)
+    (bare / "net.py").write_text(NET)
+    config = write_config(bare)
+    own = ("--dataset", bare / "mine" / "letters.npz", "--arch", f"{bare}/net.py:table", "--config", config)
+    for command in (
+        ("train_fz_models.py", *own, "--epochs", 3, "--stop_run", 6),
+        ("calc_curv_fz_models.py", *own, "--n_probes", 2),
+    ):
+        assert run_script(*command).returncode == 0
+    values = {"config": str(config), "dataset": "mine/letters.npz", "arch": "table", "values": ["prob"]}
+    printed = run_cells(edited(ROOT / "notebooks" / "analyze_cifar100_curv_fz.ipynb", **values))
+    assert "data set: letters\n" in printed and "letters table, ratio 0.7: 6 scored runs, 60 examples" in printed
+    rows = json.loads(next((bare / "figure_dir").glob("results_link1_letters_table_0.7_ensemble.json")).read_text())
+    statistics = {row["statistic"]: row for row in rows}
+    assert "Spearman(mem, loss), prob" in statistics and "Spearman(mem, curvature) given loss, prob" in statistics
+    assert statistics["control: membership of another run, prob"]["verdict"] == "control"
+    for end in ("", "_runs", "_examples"):
+        assert (bare / "figure_dir" / f"link1_letters_table{end}.png").stat().st_size > 10_000
+
+
+def test_examples_are_drawn_as_what_they_are() -> None:
+    import matplotlib.pyplot as plt
+
+    drawn = {
+        "gray": np.zeros((1, 4, 4)),
+        "colour": np.full((3, 4, 4), -2.5),
+        "row": np.arange(30.0),
+        "ids": np.arange(3),
+    }
+    figure = plt.figure()
+    for axis, example in zip(figure.subplots(1, 4), drawn.values(), strict=True):
+        draw_example(axis, example)
+    kinds = [(len(axis.images), len(axis.texts)) for axis in figure.axes]
+    assert kinds == [(1, 0), (1, 0), (0, 1), (0, 1)]
+    assert figure.axes[2].texts[0].get_text().split()[-2:] == ["11", "..."]
+    figure.clear()
+    draw_examples(figure, "five", np.zeros((5, 1, 4, 4)), list("abcde"), list("vwxyz"), columns=3)
+    assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["av", "bw", "cx", "dy", "ez", ""]
+    assert [len(axis.images) * axis.axison for axis in figure.axes] == [1, 1, 1, 1, 1, 0]
+    plt.close(figure)
+
+
+def test_paths_of_data_count_from_the_top_of_the_repository(tmp_path: Path) -> None:
+    for name in ("photos", "mnist"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data.py").touch()
+    assert data_path(tmp_path, "photos") == str(tmp_path / "photos")
+    assert data_path(tmp_path, "data.py:load") == f"{tmp_path}/data.py:load"
+    for as_it_is in ("mnist", "package.module:load", "/elsewhere/a.npz"):
+        assert data_path(tmp_path, as_it_is) == as_it_is

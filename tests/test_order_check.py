@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from libscores.agreement import overlap
+from libscores.agreement import FEW, overlap
 from libscoring.scoring import check_agreement
 from libstore.errors import InputError
 
@@ -173,3 +173,14 @@ def test_random_orders_are_as_the_overlap_says(seed: int, n: int) -> None:
     assert found.p_random == pytest.approx((both >= (a & b).sum()).mean())
     assert found.differ == (a != b).sum()
     assert found.p_rate(0.01) == pytest.approx(stats.binomtest(found.differ, n, 0.01, "greater").pvalue)
+
+
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 60_000), few=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_probabilities_of_overlaps_are_those_of_scipy(seed: int, n: int, few: bool) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((2, n)) < (0.01 if few else rng.random())
+    found = overlap(a, b)
+    both, mean = int((a & b).sum()), 0.1 * found.expected + FEW
+    assert found.p_random == pytest.approx(stats.hypergeom.sf(both - 1, n, a.sum(), b.sum()), rel=1e-6, abs=1e-12)
+    assert found.p_right(0.1) == pytest.approx(stats.poisson.sf(found.differ - 1, mean), rel=1e-9)

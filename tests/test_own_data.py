@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from libdata.datasets import check_same_content, dataset_name, dataset_size, load_dataset
+from libdata.choice import DataChoice
+from libdata.datasets import Dataset, check_same_content, dataset_name, dataset_size, load_dataset, load_splits
 from libdata.import_paths import load_object
 from libstore.errors import InputError
+from libstore.index import read_index
 
 NOWHERE = Path("/nowhere")
 
@@ -216,6 +218,24 @@ def test_class_folders(tmp_path: Path, mode: str, channels: int, test: str) -> N
     files = sorted((folder / test).glob("*/*"))
     decoded = [np.asarray(Image.open(file).convert("L" if mode == "L" else "RGB")).reshape(5, 6, -1) for file in files]
     np.testing.assert_allclose(data.images, np.stack(decoded).transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+
+
+def test_the_first_examples_of_class_folders_are_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = photos(tmp_path / "x")
+    (folder / "train/cat").rename(folder / "train/bat")
+    for part in ("train", "test"):
+        shutil.copytree(folder / "train/owl", folder / part / "cat", dirs_exist_ok=True)
+        shutil.copytree(folder / "train/owl", folder / part / "bat", dirs_exist_ok=True)
+    choice = DataChoice(str(folder))
+
+    def splits(subset: str) -> Dataset:
+        size = dataset_size(choice.dataset, "train", NOWHERE)
+        return load_splits(choice, NOWHERE, read_index(subset, size))[0]
+
+    with pytest.raises(InputError, match=r"the 6 examples of the study hold 1 of 3 classes of x; .* spread:N"):
+        splits("6")
+    assert splits("spread:6").labels.tolist() == [0, 0, 1, 1, 2, 2] and not capsys.readouterr().err
+    assert splits("9").labels.unique().tolist() == [0, 1] and "hold 2 of 3 classes" in capsys.readouterr().err
 
 
 def test_class_folders_with_grey_among_colour_are_colour(tmp_path: Path) -> None:

@@ -14,10 +14,20 @@ import papermill
 import pytest
 from conftest import ROOT, TRAIN_FLAGS, assert_refused, run_script, tree, write_config
 
+from libscores.accounting import total_variation
+from libscores.statistics import Estimate
+from libscores.verdicts import within_bound
 from libstore.errors import InputError
 from libstore.fz import read_run
 from libstore.index import load_array
-from libstore.private_models import PrivateChoice, find_private_models, read_curvature, scored_models
+from libstore.private_models import (
+    PrivateChoice,
+    PrivateModel,
+    exchanges_or_adds,
+    find_private_models,
+    read_curvature,
+    scored_models,
+)
 from libstore.scores import score_path
 from libstore.store import load_scores, read_sidecar
 
@@ -49,7 +59,14 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
     assert len(top) == 40 and np.all(np.isin(top, np.arange(200)))
     drawn = [load_array(subsets / f"subset_{seed}.npy") for seed in SEEDS]
     for subset in drawn:
-        assert np.isin(subset, top).sum() == 20 and len(subset) == 20 + 112
+        assert (~np.isin(subset, top)).sum() == 112
+    for one, other in zip(drawn[::2], drawn[1::2], strict=True):  # coins, in complementary pairs
+        assert np.array_equal(np.sort(np.r_[np.intersect1d(one, top), np.intersect1d(other, top)]), top)
+    assert read_sidecar(subsets / "subset_0.npy")["settings"]["planned"] == 20 + 112
+    models = find_private_models(family / "private_model_dir", "mnist", "smallcnn", PrivateChoice(epsilon=(2.0,)))
+    plans = {tuple(model.provenance["privacy"][key] for key in ("sample_rate", "steps")) for model in models}
+    assert plans == {(32 / 132, round(2 * 132 / 32))} and exchanges_or_adds(models) == "one example added"
+    assert len({model.settings["train_on"]["n_examples"] for model in models}) > 1
     assert len({tuple(subset) for subset in drawn}) == len(SEEDS)
     shutil.copytree(family / "fz_model_dir", tmp_path / "fz_model_dir")
     config = write_config(tmp_path)
@@ -78,7 +95,10 @@ def test_loss_against_epsilon(family: Path) -> None:
     for suffix in ("png", "pdf"):
         assert (family / "figure_dir" / f"loss_v_priv_mnist_smallcnn.{suffix}").stat().st_size > 5_000
     rows = json.loads((family / "figure_dir" / "results_link2_loss_mnist_smallcnn.json").read_text())
-    assert rows[0]["statistic"] == "Spearman(epsilon, test loss)" and -1 <= rows[0]["value"] <= 1
+    assert rows[0]["statistic"] == "slope of ln test loss on ln epsilon" and rows[0]["published"].startswith("falls")
+    slopes = np.log(losses[1] / losses[0]) / np.log(EPSILONS[1] / EPSILONS[0])
+    assert rows[0]["value"] == pytest.approx(slopes.mean())
+    assert rows[0]["verdict"] == ("yes" if rows[0]["high"] < 0 else "no" if rows[0]["low"] > 0 else "cannot say")
     refused = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--epsilon", 50, "--config", config)
     assert_refused(refused, "epsilons: [2.0, 50.0] there, [50.0] asked for", "--overwrite")
 
@@ -99,8 +119,30 @@ def test_memorization_against_epsilon(family: Path) -> None:
             held = [r.prob["removed"][r.index["removed"] == example][0] for r in runs if example in r.index["removed"]]
             want = np.mean(seen, dtype=float) - np.mean(held, dtype=float) if seen and held else np.nan
             assert scores[0, row, column] == pytest.approx(want, nan_ok=True, abs=1e-6)
-    assert "control" in json.loads((family / "figure_dir/results_link3_mnist_smallcnn.json").read_text())[-1]["verdict"]
+    rows = json.loads((family / "figure_dir/results_link3_mnist_smallcnn.json").read_text())
+    assert [row["verdict"] == "control" for row in rows] == [False, True] * 2
+    assert result.stdout.count("(2 independent)") == 2 and "0 of 40 examples undefined" in result.stdout
+    for row, epsilon in zip(rows[::2], EPSILONS, strict=True):
+        privacy = read_sidecar(family / f"private_model_dir/mnist_smallcnn_eps_{epsilon}_memorization_seed_0/model.pt")
+        plan = privacy["provenance"]["privacy"]
+        bound = total_variation(plan["noise_multiplier"], plan["sample_rate"], plan["steps"])
+        assert f"<= {bound:.3f}" in row["published"] and f"{row['value'] / bound:.2f} of the bound" in row["statistic"]
+        assert row["verdict"] == within_bound(Estimate(row["value"], row["low"], row["high"]), bound)
     assert (family / "figure_dir" / "private_memorization_mnist_smallcnn.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "planned", "said"),
+    [
+        ((131, 133, 132), (132, 132, 132), "one example added"),
+        ((132, 132, 132), (132, 132, 132), "one example exchanged"),  # drawn with one size, by earlier versions
+        ((131, 133, 132), (131, 133, 132), "one example exchanged"),  # each with a mechanism of its own
+        ((131, 133), (None, None), "one example exchanged"),
+    ],
+)
+def test_what_neighbours_are_follows_from_the_sizes(sizes, planned, said: str) -> None:
+    settings = [{"train_on": {"n_examples": n, "planned": p}} for n, p in zip(sizes, planned, strict=True)]
+    assert exchanges_or_adds([PrivateModel(Path(), {"settings": one}) for one in settings]) == said
 
 
 def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +319,28 @@ def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
     rows = json.loads(
         (tmp_path / "figure_dir" / "results_link2_curvature_mnist_smallcnn_memorization.json").read_text()
     )
-    assert {row["statistic"] for row in rows} >= {f"Spearman(epsilon, {s} curvature)" for s in ("mean", "median")}
+    slopes = {row["statistic"]: row for row in rows if row["statistic"].startswith("slope")}
+    groups = ("all", "members", "held out", "members, most memorized", "members, the rest")
+    assert set(slopes) == {
+        f"slope of ln {statistic} curvature, {group} on ln epsilon"
+        for statistic in ("mean", "median", "trimmed mean")
+        for group in groups
+    }
+    assert {name for name, row in slopes.items() if row["verdict"] != "no claim"} == {
+        "slope of ln mean curvature, members on ln epsilon"
+    }
+    models = family / "private_model_dir"
+    scores = {
+        (epsilon, seed): np.load(score_path(family / "score_dir", "curvature", name, 1e-3))
+        for epsilon in EPSILONS for seed in SEEDS
+        for name in [f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{seed}"]
+    }  # fmt: skip
+    expected = []
+    for seed in SEEDS:
+        members = load_array(models / "subsets/mnist" / f"subset_{seed}.npy")
+        low, high = (scores[epsilon, seed][members].mean(dtype=float) for epsilon in EPSILONS)
+        expected.append(np.log(high / low) / np.log(EPSILONS[1] / EPSILONS[0]))
+    assert slopes["slope of ln mean curvature, members on ln epsilon"]["value"] == pytest.approx(np.mean(expected))
     figure = tmp_path / "figure_dir" / "curv_privacy_mnist_smallcnn.png"
     assert figure.stat().st_size > 10_000
 

@@ -130,19 +130,6 @@ def test_pairing_runs_narrows_what_they_share():
     assert difference[0].high - difference[0].low < 0.2 * (difference[1].high - difference[1].low)
 
 
-def test_halves_of_the_same_runs():
-    generator = np.random.default_rng(0)
-    level = generator.normal(size=50)
-    runs = np.exp(level + 0.1 * generator.normal(size=(5, 50)))
-    rho, tau, shift = ranking.split_half_agreement(runs)
-    assert 0.95 < rho < 1
-    assert 0.8 < tau < 1
-    assert 0 < shift < 5
-    np.testing.assert_allclose(ranking.split_half_agreement(np.stack([level, level])), [1, 1, 0], atol=1e-12)
-    with pytest.raises(ValueError, match="2 runs"):
-        ranking.split_half_agreement(runs[:1])
-
-
 def test_selected_points():
     points, costs = np.array([40, 10, 30, 20]), np.array([1.0, 3.0, 1.0, 2.0])
     np.testing.assert_array_equal(ranking.select_points(points, costs, 3, "cheapest"), [30, 40, 20])
@@ -160,19 +147,20 @@ def test_trajectories_that_are_clipped_throughout_have_no_correlation() -> None:
     assert math.isnan(table["trajectory_correlation"].value) and table["trajectory_cosine"].value == pytest.approx(1)
 
 
-def test_intervals_of_split_halves_hold_the_value_and_shrink_with_points():
-    rng = np.random.default_rng(5)
-    wide, narrow = (
-        ranking.split_half_interval(rng.normal(size=points) + 0.5 * rng.normal(size=(4, points)), n_splits=5)
-        for points in (40, 4000)
-    )
-    for few, many in zip(wide.values(), narrow.values(), strict=True):
-        assert few.low < few.value < few.high and many.low < many.value < many.high
-    assert narrow["spearman"].high - narrow["spearman"].low < (wide["spearman"].high - wide["spearman"].low) / 3
-    # Halves of two runs: a signal of variance 1 and noise of variance 1/8, so that Pearson's r is 1 / (1 + 1/8);
-    # Spearman's is (6/pi) arcsin(r/2) for normal scores.
-    expected = 6 / np.pi * np.arcsin(1 / (1 + 1 / 8) / 2)
-    assert narrow["spearman"].low < expected < narrow["spearman"].high
+def test_interval_of_a_pair_of_runs_is_over_points():
+    """A signal of variance 1 and noise of variance 1/4: Pearson's r is 0.8, Spearman's (6/pi) arcsin(r/2)."""
+    expected, inside = 6 / np.pi * np.arcsin(0.4), []
+    for study in range(60):
+        rng = np.random.default_rng(study)
+        wide, narrow = (
+            ranking.pair_interval(*(rng.normal(size=points) + 0.5 * rng.normal(size=(2, points))))["spearman"]
+            for points in (40, 640)
+        )
+        assert narrow.high - narrow.low < wide.high - wide.low
+        inside.append(narrow.low <= expected <= narrow.high)
+    assert np.mean(inside) >= 0.85
+    same = ranking.pair_interval(np.arange(10.0), np.arange(10.0))
+    assert [one.value for one in same.values()] == pytest.approx([1, 1, 0])
 
 
 def test_single_runs_are_compared_with_their_own_pairs():

@@ -166,6 +166,26 @@ def test_imagenet_model_end_to_end(released, work, capsys, monkeypatch):
     assert {path.name: path.read_bytes() for path in (folder / "scores" / NAME).glob("*.npy")} == content
 
 
+def test_imagenet_is_scored_from_its_folders_too(released, work, converted_imagenet, capsys, monkeypatch):
+    """To the same bytes where it is cut in as many parts as there were files."""
+    folder, config = work
+    monkeypatch.setattr(calc_curv_fz_imagenet_models, "TRAIN_FILES", 3)
+    change_config(config, converted_dir=converted_imagenet, imagenet_dir=released / "imagenet")
+    command = ["--config", str(config), "--start_idx", "1", "--stop_idx", "1", *IMAGENET]
+    calc_curv_fz_imagenet_models.main(command)
+    records = scores_of(folder, NAME, 0.01)
+    with pytest.raises(InputError, match="content_sha256"):
+        calc_curv_fz_imagenet_models.main([*command, "--images", "folders"])
+    shutil.rmtree(folder / "scores")
+    change_config(config, tfrecord_dir=folder / "none")
+    calc_curv_fz_imagenet_models.main(command)
+    assert f"images from {released / 'imagenet/train'}" in capsys.readouterr().out
+    for kind, (values, _) in scores_of(folder, NAME, 0.01).items():
+        np.testing.assert_array_equal(values, records[kind][0])
+    with pytest.raises(InputError, match="none: no train-"):
+        calc_curv_fz_imagenet_models.main([*command, "--images", "tfrecords"])
+
+
 def test_imagenet_correctness_is_sonnets(work, converted_imagenet):
     """Had any record been lost or misplaced, or the labels shifted by one, the recorded correctness would differ."""
     folder, config = work

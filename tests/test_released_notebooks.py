@@ -38,10 +38,11 @@ def test_imagenet(tmp_path: Path) -> None:
     assert "5 scored models, 2,000 examples" in printed
     assert "not there or not scored: [3, 5, 6, 8]" in printed
     assert "n01440764_" in printed and "maximum over models" in printed
-    row, control = rows
+    row, reference = rows[0], rows[-1]
     assert row["value"] == pytest.approx(expected_spearman(memorization, written))
     assert row["low"] < row["value"] < row["high"] and row["verdict"] == "yes"
-    assert control["low"] < 0 < control["high"]
+    assert reference["low"] < 0 < reference["high"] and reference["verdict"] == "reference"
+    assert "to have it: python calc_curv_fz_imagenet_models.py" in printed
     for suffix in ("png", "pdf"):
         assert (tmp_path / "figure_dir" / f"link1_imagenet_resnet50.{suffix}").stat().st_size > 10_000
 
@@ -103,8 +104,9 @@ def test_cifar_released_memorization(cifar, tmp_path: Path) -> None:
         "analyze_cifar100_curv_fz", f"{NAMED}_released", tmp_path, config=config, **parameters
     )
     assert "5 scored runs, 600 examples" in printed and "not scored: [4, 6]" in printed
-    assert "disjoint halves" not in printed
-    row, control = rows
+    assert "to have it: python calc_curv_fz_models.py --dataset cifar100" in printed
+    assert not any("disjoint halves" in row["statistic"] or row["verdict"] == "control" for row in rows)
+    row = rows[0]
     assert row["statistic"] == "Spearman(mem, curvature), released"
     assert row["value"] == pytest.approx(expected_spearman(memorization, written))
     assert row["low"] < row["value"] < row["high"] and row["verdict"] == "yes"
@@ -135,7 +137,7 @@ def test_cifar_memorization_of_released_runs_without_probabilities(cifar, tmp_pa
     dirs = {"data_dir": folder / "data", "fz_model_dir": folder / "fz_models", "score_dir": folder / "scores"}
     config = write_config(tmp_path, **dirs)
     know_cifar(folder, tmp_path)
-    parameters = {"dataset": "cifar100", "arch": "small_inception", "n_resamples": 5}
+    parameters = {"dataset": "cifar100", "arch": "small_inception", "n_groups": 5}
     printed, rows = execute_notebook(
         "analyze_cifar100_curv_fz", f"{NAMED}_ensemble", tmp_path, config=config, **parameters
     )

@@ -674,7 +674,7 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
             study.write(*lines, name="train.sh" if generator.endswith("train_jobs.sh") else "score.sh")
         if way == "slurm":
             draw = "sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb"
-            parameters = f"-p config {config} -p dataset mnist -p arch smallcnn -p n_resamples 5"
+            parameters = f"-p config {config} -p dataset mnist -p arch smallcnn -p n_groups 5"
             study.write(f"{draw} {study.folder}/figure_dir {parameters}", name="notebook.sh")
             chain = "train.sh", "score.sh", "notebook.sh"
             assert len(submitted(study, *chain)) == 3

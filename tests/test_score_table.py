@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ENSEMBLE_FLAGS, assert_refused, run_script, tree
-from released_files import write_config
+from released_files import write_config, write_scored_imagenet
 from scipy import stats
 from script_cases import CASES, KIND, Trees
 
+from libdata.imagenet import read_imagenet_index
 from libstore.errors import InputError
 from libstore.score_columns import MEANINGS
 from libstore.score_table import Column, check_columns, check_content, join, read_table, table_path
@@ -121,8 +122,10 @@ def test_text_and_parquet_hold_the_same_and_a_second_run_changes_nothing(scored:
     *_, said = table_of(scored)
     assert "already made" in said and tree(scored) == before
     (scored / "score_dir" / "table_mnist_smallcnn.csv").unlink()
-    table_of(scored)
-    assert tree(scored) == before
+    table_of(scored, "--influence_matrix")
+    matrix = np.load(scored / "score_dir" / "influence_matrix_mnist_smallcnn.npy")
+    assert np.allclose(matrix.max(axis=1), table["influence_largest"], equal_nan=True)
+    assert {path for path in tree(scored) if path not in before} == {"score_dir/influence_matrix_mnist_smallcnn.npy"}
     score = ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--scores", "loss", "--config", scored / "config.json")
     assert run_script(*score).returncode == 0
     table, about, said = table_of(scored)
@@ -252,3 +255,15 @@ def test_per_instance_costs_of_another_network_bear_its_name_and_need_a_source(
     ended = trees.server.run("score_table.py", flags)
     assert ended.status == 2 and "res2.csv: missing or not what" in ended.errors, ended.errors
     assert "compo_res_all_totals.csv" in ended.errors and tree(folder) == before
+
+
+def test_imagenet_takes_its_labels_from_the_index(tmp_path: Path) -> None:
+    write_scored_imagenet(tmp_path, 60, [0, 1, 2])
+    places = {"fz_model_dir": "fz_models", "score_dir": "scores", "imagenet_index": "imagenet_index.npz"}
+    config = write_config(tmp_path, **places)
+    line = ("score_table.py", "--dataset", "imagenet", "--arch", "resnet50", "--no-influence", "--config", config)
+    result = run_script(*line)
+    assert result.returncode == 0, result.stderr
+    table, about = read_table(table_path(tmp_path / "scores", "imagenet", "resnet50"))
+    assert np.array_equal(table["label"], read_imagenet_index(tmp_path / "imagenet_index.npz").labels)
+    assert "curvature" in table and "keep correctness alone" in about["missing"]["memorization_prob"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import libcli as cli
+from libcli.settings import add_settings
 
 import importlib
 import io
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from libstore.results import ResultRow, save_results
+from libtrain.settings import MeasureSettings
 
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -114,6 +116,10 @@ def test_an_ascii_terminal_shows_results_and_names(tmp_path: Path) -> None:
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     result = run_script("scripts/print_results.py", folder, **plain)
     assert result.returncode == 0 and "\\u03b5" in result.stdout and "f.png" in result.stdout, result.stderr
+    (folder / "results_y.json").write_text(json.dumps([row | {"statistic": "loss", "verdict": "no claim"}]))
+    for flags, there in (((), False), (("--all",), True)):
+        text = run_script("scripts/print_results.py", folder, *flags).stdout
+        assert ("loss" in text, "1 rows without a claim are left out" in text) == (there, not there)
     result = run_script("sensitivity/compo_res/rank.py", folder / "none.csv", **plain)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "Ren" in result.stderr, result.stderr
 
@@ -371,7 +377,7 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     name = "analyze_cifar100_curv_fz"
     dirs = {key: str(ensemble / key) for key in ("fz_model_dir", "score_dir")}
     config = write_config(tmp_path, **dirs)
-    parameters = {"config": config, "dataset": "mnist", "arch": "smallcnn", "n_resamples": "5", "stop_run": "7"}
+    parameters = {"config": config, "dataset": "mnist", "arch": "smallcnn", "n_groups": "5", "stop_run": "7"}
     flags = [word for key, value in parameters.items() for word in ("-p", key, value)]
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -392,7 +398,8 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     rows = json.loads((figures / "results_link1_mnist_smallcnn_0.7_ensemble.json").read_text())
     assert {row["statistic"] for row in rows} >= {
         "Spearman(mem, curvature), correctness",
-        "control: random pairs, prob",
+        "reference: random pairs, prob",
+        "Spearman(mem, curvature) given loss, prob",
     }
     table = subprocess.run(
         [sys.executable, "scripts/print_results.py", str(figures)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -412,9 +419,9 @@ def test_notebooks_are_committed_executed_and_name_no_machine(path: Path) -> Non
     assert any("image/png" in out.get("data", {}) for cell in cells for out in cell["outputs"])
 
 
-def test_the_readmes_loops_pasted_whole_follow_each_other(tmp_path: Path) -> None:
+def test_the_documented_loops_pasted_whole_follow_each_other(tmp_path: Path) -> None:
     """Its own lines, with scripts in place of the loops that note when they begin and end."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/per_instance.md").read_text(), re.S)
     (block,) = [block for block in blocks if "./run_loop.sh" in block]
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
@@ -428,6 +435,26 @@ def test_the_readmes_loops_pasted_whole_follow_each_other(tmp_path: Path) -> Non
     assert len(log) >= 6 and log[0][1].startswith("run_loop.sh")
     for (begin, what), (end, same) in zip(log[::2], log[1::2], strict=True):
         assert (begin, end) == ("begin", "end") and what == same
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ids=lambda p: p.name)
+def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    assert len(text.splitlines()) <= (150 if page.name == "README.md" and page.parent == ROOT else 200)
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_flags_are_read_with_hyphens_too() -> None:
+    parser = cli.Parser(None)
+    add_settings(parser, MeasureSettings)
+    same = [
+        parser.parse_args(words)
+        for words in (["--points_sample", "3"], ["--points-sample", "3"], ["--points-sample=3"])
+    ]
+    assert [args.points_sample for args in same] == [3, 3, 3]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--no-such", "3"])
 
 
 def test_tables_of_two_data_sets_stand_beside_each_other(tmp_path: Path) -> None:

@@ -82,18 +82,24 @@ def test_notebooks_show_what_the_files_say(study: Path) -> None:
     compo, parameters = study / "sensitivity_dir" / "compo_res", {"config": study / "config.json", "runs": [1, 2]}
     printed, rows = execute_notebook("per_instance_privacy", "per_instance_mnist_lenet5", study, first=10, **parameters)
     assert "20 points, 2 runs, 7 of 12 steps measured" in printed
+    assert "one-sided: no runs without points here" in printed
     totals = pd.read_csv(compo / "compo_res_all_totals.csv")
-    share = (totals["largest of R runs"] / totals["data-independent"]).median()
-    assert rows[0]["value"] == pytest.approx(share) and rows[0]["low"] <= share <= rows[0]["high"]
-    assert all(row["low"] < row["value"] < row["high"] for row in rows if row["verdict"] != "control")
-    assert sum(row["verdict"] == "control" for row in rows) == 2
+    growth = pd.read_csv(compo / "compo_res_all_runs.csv").set_index("runs")
+    found = {row["statistic"]: row["value"] for row in rows}
+    assert rows[0]["value"] == pytest.approx(totals["epsilon realised mean, loss distributions"].median())
+    assert found["median largest of 2 runs / data-independent"] == pytest.approx(growth.loc[2].iloc[0])
+    assert found["median ε of the largest of 2 runs"] == pytest.approx(growth.loc[2, "epsilon"])
+    assert all(row["low"] < row["value"] < row["high"] for row in rows if row["verdict"] != "reference")
+    assert sum(row["verdict"] == "reference" for row in rows) == 2
 
     choice = {"remove": 5, "which": ["random"]}
     _, rows = execute_notebook("removal", "removal_mnist_lenet5_5_removed", study, **choice, **parameters)
     table = pd.read_csv(compo / "comparison_random_5.csv").set_index("metric")
-    row = next(row for row in rows if row["statistic"] == "spearman_realised, 5 random removed")
-    expected = table.loc["spearman_realised", ["value", "low", "high"]]
-    assert [row[key] for key in ("value", "low", "high")] == pytest.approx(expected.tolist())
+    for metric in ("spearman_realised", "kendall_epsilon"):
+        row = next(row for row in rows if row["statistic"] == f"{metric}, 5 random removed")
+        expected = table.loc[metric, ["value", "low", "high"]]
+        assert [row[key] for key in ("value", "low", "high")] == pytest.approx(expected.tolist())
+        assert row["verdict"].startswith(f"{table.loc[f'{metric}_other_seeds', 'value']:.4g} ")
 
     _, rows = execute_notebook("cost_curves", "cost_curves_mnist_lenet5", study, **parameters)
     assert len(rows) == 4 and all(row["low"] <= row["value"] <= row["high"] for row in rows)

@@ -25,6 +25,7 @@ from libscores import renyi
 from libscores.accounting import spent_epsilon
 from libstore.errors import InputError
 from libstore.sensitivity_results import read_ranking, read_results, read_totals
+from libstore.store import Output
 
 COMPO = "renyi_per_instance_sum_compo.py"
 CONCAT, SPLIT = "sensitivity/res/res_concat.py", "sensitivity/res/res_splitter.py"
@@ -611,6 +612,37 @@ def test_directions_are_not_mixed_up(files, tmp_path):
     strange.to_csv(folds[3], index=False)
     assert_refused(run_script(COMPO, *files, "--without", folds[3]), "point 4000", "not measured in the runs with it")
     assert not (files[0].parent.parent / "compo_res").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("dataset", "CIFAR"), ("model", "vgg"), ("lr", 0.2), ("eps", 3.0), ("epochs", 5), ("cn", 2)]
+)
+def test_folds_of_another_training_are_refused(files, tmp_path, column, value):
+    folds = write_folds(tmp_path / "without", **{column: value})
+    total = () if column != "epochs" else ("--total_steps", TOTAL)
+    told = run_script(COMPO, *files, "--without", *folds, *total)
+    assert_refused(told, "res_without_1_1.csv", f"{column} is {value}", "res1.csv")
+
+
+def test_folds_whose_sidecar_tells_another_training_are_refused(files, tmp_path):
+    """What no column says: optimizer, data by content, network's options. Runs, points and the removed may differ."""
+    said = {"optimization": {"optimizer": "sgd"}, "data": {"content_sha256": "a"}, "model": {"options": {"width": 1}}}
+    folds = write_folds(tmp_path / "without")
+    for run, path in enumerate(files):
+        settings = said | {"run": run, "seed": run, "points_sha256": "p", "train_on": {"n_examples": 2000}}
+        Output(path, settings).save(path.read_bytes(), {})
+    removal = {"points_sha256": "q", "train_on": {"n_examples": 1998}}
+    for change, mention in (
+        ({"optimization": {"optimizer": "adam"}}, 'optimization.optimizer ("adam" and "sgd")'),
+        ({"data": {"content_sha256": "b"}}, 'data.content_sha256 ("b" and "a")'),
+        ({"model": {"options": {"width": 2}}}, "model.options.width (2 and 1)"),
+    ):
+        for run, path in enumerate(folds):
+            Output(path, said | removal | {"run": run, "seed": run} | change).save(path.read_bytes(), {})
+        assert_refused(run_script(COMPO, *files, "--without", *folds), "res_without_1_1.csv", mention, "res1.csv")
+    for run, path in enumerate(folds):
+        Output(path, said | removal | {"run": run, "seed": run}).save(path.read_bytes(), {})
+    assert "both directions of 5" in run_ok(COMPO, *files, "--without", *folds)
 
 
 def test_former_names_of_columns_are_read(tmp_path):

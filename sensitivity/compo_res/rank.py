@@ -5,7 +5,7 @@
 Inputs: a totals file of renyi_per_instance_sum_compo.py, or a file of per-step costs (`point,step,Privacy cost`, the
 published ones too), whose steps are added up. Outputs beside it, each with a JSON sidecar: <file>_ranked.csv,
 `point,Total Privacy Cost` from the cheapest, and with --select M <file>_<which>_<M>.txt, the points for
---remove-points: the cheapest, or as controls the dearest or M at random; and <file>_<which>_<M>_kept.txt, the others,
+--remove_points: the cheapest, or as controls the dearest or M at random; and <file>_<which>_<M>_kept.txt, the others,
 for --points. Takes a second.
 """
 
@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not output.finished(overwrite=args.overwrite or same):
                 output.save(content, store.provenance(file=args.file.name))
             print(f"{output.path}")
+    sides = "the larger where both are known" if args.cost.endswith(", larger") else "one-sided"
+    print(f"by {args.cost} ({sides})")
     for title, part in (("cheapest", slice(0, args.show)), ("dearest", slice(max(points.size - args.show, 0), None))):
         print(f"{title}:")
         for point, cost in zip(points[part], costs[part], strict=True):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from libscores.agreement import corrected, partial_spearman, reliability
+from libscores.correlation import corrected, partial_spearman, reliability
 from libscores.statistics import pearson
 
 

@@ -1,0 +1,53 @@
+"""What notebooks take from libplots: data of every form, figures of examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from libdata.datasets import load_dataset
+from libplots.figures import draw_examples
+from libplots.notebooks import about, measured_examples
+from libstore.errors import InputError
+from libstore.sensitivity_results import SensitivityResults
+from libstore.store import Output
+
+
+def results(dataset: str) -> SensitivityResults:
+    s = np.ones((1, 2, 3))
+    return SensitivityResults(
+        s, np.arange(3), np.arange(2), ("res1.csv",), 0.1, 1.0, 8, 1.0, 2, s, {}, dataset, "mlp", {}
+    )
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 6, 6, 3)], ids=["table", "images"])
+def test_data_of_ones_own_are_told_by_their_content(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Also under a name of the user's choice; tables are drawn as lines."""
+    generator = np.random.default_rng(0)
+    data = {
+        "train_x": generator.random(shape), "train_y": np.arange(12) % 2,
+        "test_x": generator.random(shape), "test_y": np.arange(12) % 2,
+    }  # fmt: skip
+    for name in ("own", "other"):
+        np.savez(tmp_path / f"{name}.npz", **data)
+        data["train_x"] = data["train_x"][::-1]
+    own, other = (str(tmp_path / f"{name}.npz") for name in ("own", "other"))
+    file, loaded = tmp_path / "res1.csv", load_dataset(own, "train", tmp_path)
+    Output(file, {"data": loaded.identity() | {"dataset": "renamed"}}).save(b"", {})
+    assert about(results("renamed"), own)["data_set"] == own
+    shown = measured_examples(own, np.array([7, 2]), file, tmp_path)
+    np.testing.assert_array_equal(shown.images, loaded.images[[7, 2]])
+    with pytest.raises(InputError, match=r"other.npz.*res1.csv is of 'renamed', of another content"):
+        measured_examples(other, np.array([7, 2]), file, tmp_path)
+    with pytest.raises(InputError, match="dataset 'mnist': res1.csv is of 'renamed'"):
+        about(results("renamed"), "mnist")
+    figure = plt.figure()
+    draw_examples(figure.subfigures(), "two", shown.images.numpy(), ["a", "b"], columns=3)
+    axes = figure.findobj(plt.Axes)
+    assert [axis.get_visible() for axis in axes] == [True, True, False]
+    assert [bool(axis.images) for axis in axes[:2]] == [len(shape) == 4] * 2
+    assert [axis.get_title() for axis in axes[:2]] == ["a", "b"]
+    plt.close(figure)

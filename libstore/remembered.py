@@ -28,10 +28,10 @@ def remembered(folder: Path, key: Mapping[str, Any], compute: Callable[[], Any])
     path = folder / f"{named[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key and kept["sha256"] == _digest([named, kept["value"]]):
+        if kept["key"] == key and kept["digest"] == _digest([named, kept["value"]]):
             return kept["value"]
     value = json.loads(json.dumps(compute()))
-    content = {"key": key, "value": value, "sha256": _digest([named, value])}
+    content = {"key": key, "value": value, "digest": _digest([named, value])}
     with suppress(InputError), exclusive(folder):
         write_atomic(path, (json.dumps(content, indent=2) + "\n").encode(), durable=False)
     return value

@@ -289,7 +289,7 @@ def test_sampled_lines_of_every_generator_run(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
     models = tmp_path / "private_model_dir"
     names = ["mnist_smallcnn_eps_2_memorization_seed_3", "mnist_smallcnn_eps_4_seed_3"]
-    assert sorted(path.name for path in models.iterdir()) == names
+    assert sorted(path.name for path in models.iterdir()) == ["calibrations", *names]
     np.testing.assert_array_equal(read_run(models / names[0]).index["train"], np.arange(0, 100, 2))
     assert (tmp_path / "score_dir" / names[1]).is_dir()
 

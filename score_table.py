@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     choice, network, config = read_settings(TableData, args), read_network(args), load_config(args.config)
     imagenet = choice.dataset == IMAGENET
     dataset = IMAGENET if imagenet else dataset_name(choice.dataset, choice.dataset_name)
-    flags = shlex.join(["--config", args.config, "--dataset", choice.dataset])
+    flags = shlex.join(["--dataset", choice.dataset])
     places = Places.of(config, dataset, network.name, args.ratio, flags, shlex.join(["--arch", args.arch]))
     if imagenet:
         labels, content = read_imagenet_index(config.imagenet_index).labels, None
@@ -80,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = check_content(part.columns, content, f"{dataset} as it is now")
     whole = Gathered.of(parts)
     for name, command in whole.missing.items():
-        print(f"missing: {name}; to make it: {command}")
+        print(f"missing: {name}; to make it: {command} (--config {args.config})")
     if not whole.columns:
-        raise InputError(f"no score of {dataset} and {network.name} is there; {next(iter(whole.missing.values()))}")
+        told = f"{next(iter(whole.missing.values()))} --config {args.config}"
+        raise InputError(f"no score of {dataset} and {network.name} is there; to make one: {told}")
     table = join(whole.columns, labels)
     files.save(table, whole, content)
     print(f"{files.output.path}: {len(table)} examples, {len(whole.columns)} scores")

@@ -61,17 +61,20 @@ def draw_matrix(title: str, names: Sequence[str], value: np.ndarray, order: np.n
 
 def draw_budgets(title: str, budgets: Mapping[str, Budget], seconds: Mapping[str, float], target: str) -> Figure:
     """Draw how well each score ranks as the target does, against the seconds of the networks it was taken from."""
-    figure, axis = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    markers = "osD^v<>phX*P"
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    colours, markers = plt.get_cmap("tab20").colors, "osD^v<>phX*P"  # type: ignore[attr-defined]
     for number, (name, one) in enumerate(budgets.items()):
-        values = np.array([[e.value, e.low, e.high] for e in one.correlation])
-        x = np.array(one.sizes) * seconds[name]
-        known = np.isfinite(values[:, 0])
-        (line,) = axis.plot(x[known], values[known, 0], marker=markers[number % len(markers)], ms=4, label=name)
-        axis.fill_between(x[known], values[known, 1], values[known, 2], color=line.get_color(), alpha=0.15, lw=0)
-    axis.set(xscale="log", xlabel="seconds of training and scoring", ylabel=f"Spearman with {target} of other networks")
-    axis.set_title(title, fontsize=10)
-    axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        style = {"color": colours[(2 * number + number // 10) % 20], "marker": markers[number % len(markers)], "ms": 5}
+        for axis, estimates in zip(axes, (one.correlation, one.top), strict=True):
+            values = np.array([[e.value, e.low, e.high] for e in estimates])
+            known = np.isfinite(values[:, 0])
+            x = np.array(one.sizes)[known] * seconds[name]
+            axis.plot(x, values[known, 0], label=name, **style)
+            axis.fill_between(x, values[known, 1], values[known, 2], color=style["color"], alpha=0.12, lw=0)
+    for axis, what in zip(axes, ("Spearman's correlation with", "share of the top 5 % of"), strict=True):
+        axis.set(xscale="log", xlabel="seconds of training and scoring", ylabel=f"{what} {target}, other networks")
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

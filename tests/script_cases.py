@@ -168,6 +168,7 @@ CASES = {
     "train": Case("train_fz_models.py", TRAIN, every=2),
     "curvature": Case("calc_curv_fz_models.py", (*KIND, "--n_probes", "1"), "train", every=3),
     "curvature again": Case("calc_curv_fz_models.py", OVERWRITE, "curvature", every=2),
+    "table": Case("score_table.py", KIND, "curvature", every=6, randomly=1),
     "subsets": Case(
         "scripts/make_memorization_subsets.py", (*KIND, "--top_k", "4", "--seeds", "0", "1"), "train"
     ),

@@ -183,7 +183,7 @@ def test_changed_data_and_a_damaged_table_are_refused(scored: Path) -> None:
 
 def test_nothing_to_gather_names_the_command_that_trains(scored: Path) -> None:
     result = run_script("score_table.py", "--dataset", "mnist", "--arch", "lenet5", "--config", scored / "config.json")
-    assert_refused(result, "no score of mnist and lenet5", "train_fz_models.py --config")
+    assert_refused(result, "no score of mnist and lenet5", "train_fz_models.py --dataset mnist --arch lenet5 --config")
 
 
 def test_private_columns_are_means_over_the_models_of_an_epsilon(private: Path) -> None:

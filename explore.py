@@ -18,14 +18,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from libdata.datasets import check_same_content, dataset_name, load_dataset
-from libplots.explorer import FORMAT, default_view, made_with, page
-from libplots.explorer_data import choose_examples, pairs_of, pictures, read_scores, read_texts
 from libstore.config import load_config
 from libstore.errors import InputError
-from libstore.score_table import MAKER, check_columns, table_path
 from libstore.store import Output, exclusive, file_sha256, provenance
 
 VIEW = {"x1": "x", "y1": "y", "x2": "x2", "y2": "y2", "colour": "colour"}
@@ -45,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", metavar="FILE", type=Path, help=text)
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
+    import numpy as np
+
+    from libdata.datasets import check_same_content, dataset_name, load_dataset
+    from libplots.explorer import FORMAT, default_view, made_with, page
+    from libplots.explorer_data import choose_examples, pairs_of, pictures, read_scores, read_texts
+    from libstore.score_table import MAKER, check_columns, table_path
+
     config, choice = load_config(args.config), read_data(args)
     dataset, arch = dataset_name(args.dataset, args.dataset_name), read_network(args).name
     flags = ("--dataset", args.dataset, "--arch", args.arch, "--config", args.config)

@@ -7,7 +7,8 @@ for adding or removing one training example (Abadi et al., arXiv 1607.00133). Th
 the saved arrays are not private: they are for the study.
 
 Inputs: the data set under data_dir, optionally an .npy index of training examples (--subset). Outputs:
-<private_model_dir>/<dataset>_<arch>_eps_<epsilon>_<suffix>/model.pt and aux_arrays.npz, each with a JSON sidecar.
+<private_model_dir>/<dataset>_<arch>_eps_<epsilon>_<suffix>/model.pt and aux_arrays.npz, each with a JSON sidecar. With
+--more_epsilons one process trains several models, one after another, to the same files as a process for each.
 A finished model is skipped; a killed or stopped run goes on where it was, to the same bytes. Measured: about 9 s
 for the small CNN, 2,000 digits, batches of 64 and 20 epochs on one CPU thread.
 """
@@ -19,10 +20,12 @@ from libcli.private import add_private_training, read_private_training
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from libstore.config import load_config
 from libstore.private_models import FORMAT, private_model_name
 from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
+from libtrain.settings import DPSettings
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -30,13 +33,15 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser = cli.Parser(__doc__)
     add_private_training(parser)
     parser.add_argument("--suffix", type=cli.file_name, help="end of the model's name (default: seed_<seed>)")
+    text = "epsilons of more models to train after the first (default: none)"
+    parser.add_argument("--more_epsilons", type=cli.positive_float, nargs="+", default=[], metavar="EPSILON", help=text)
     args = parser.parse_args(argv)
     args.suffix = args.suffix or f"seed_{args.seed}"
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train the model if it is not there yet."""
+    """Train the models that are not there yet."""
     args = parse(argv)
     from libmodels.checkpoints import model_bytes
     from libmodels.devices import describe_device, resolve_device
@@ -48,43 +53,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = read_private_training(args)
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
-    study, dp = load_study(*chosen, config.data_dir), chosen.settings
+    study, anew = load_study(*chosen, config.data_dir), args.overwrite or not args.resume
     calibrations = config.private_models(study.data.name) / "calibrations"
-    name = private_model_name(study.data.name, study.spec.arch, dp.epsilon, args.suffix)
-    folder, settings = config.private_models(study.data.name) / name, study.describe(dp) | {"suffix": args.suffix}
-    weights, arrays = (Output(folder / file, settings, FORMAT) for file in ("model.pt", "aux_arrays.npz"))
-    state = Output(folder / "state.pt", settings | {"device": device.type}, FORMAT)
-    anew = args.overwrite or not args.resume
 
-    def finished() -> bool:
-        return all([output.finished(overwrite=args.overwrite) for output in (weights, arrays)])
+    def train(dp: DPSettings) -> None:
+        name = private_model_name(study.data.name, study.spec.arch, dp.epsilon, args.suffix)
+        folder, settings = config.private_models(study.data.name) / name, study.describe(dp) | {"suffix": args.suffix}
+        weights, arrays = (Output(folder / file, settings, FORMAT) for file in ("model.pt", "aux_arrays.npz"))
+        state = Output(folder / "state.pt", settings | {"device": device.type}, FORMAT)
 
-    trainer = None
-    if not finished():  # whatever is refused is refused before the folder is touched
-        plan = (None if anew else kept_plan(state)) or plan_privacy(dp, study.planned, calibrations)
-        trainer = study.trainer(dp, plan, device)
-    with exclusive(folder):
-        if trainer is None or finished():
-            print(f"{folder}: finished before, skipped", flush=True)
+        def finished() -> bool:
+            return all([output.finished(overwrite=args.overwrite) for output in (weights, arrays)])
+
+        trainer = None
+        if not finished():  # whatever is refused is refused before the folder is touched
+            plan = (None if anew else kept_plan(state)) or plan_privacy(dp, study.planned, calibrations)
+            trainer = study.trainer(dp, plan, device)
+        with exclusive(folder):
+            if trainer is None or finished():
+                print(f"{folder}: finished before, skipped", flush=True)
+                state.remove()
+                return
+            if anew:
+                state.remove()
+            started, made_by = time.monotonic(), provenance(made_before(state.path), **describe_device(device))
+            with cli.stop_requests() as stopping, EpochLog(name, dp, plan, calibrations) as log:
+                unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
+                train_private(trainer, unfinished, report=log)
+            privacy = plan.record(dp) | {"empty_batches": trainer.empty_batches}
+            result, losses = run_arrays(trainer.model, study.data, study.test, study.rows)
+            accuracy = float(result.correctness["test"].mean())
+            outcome = {"test_loss": float(losses.mean(dtype=float)), "test_accuracy": accuracy}
+            made_by |= {"seconds": round(time.monotonic() - started, 3), "privacy": privacy, "outcome": outcome}
+            content = model_bytes(trainer.model, study.spec, privacy=privacy)
+            arrays.save(arrays_bytes(**result.to_dict(), loss_test=losses), made_by, weights_sha256=sha256(content))
+            weights.save(content, made_by)
             state.remove()
-            return
-        if anew:
-            state.remove()
-        started, made_by = time.monotonic(), provenance(made_before(state.path), **describe_device(device))
-        with cli.stop_requests() as stopping, EpochLog(name, dp, plan, calibrations) as log:
-            unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
-            train_private(trainer, unfinished, report=log)
-        privacy = plan.record(dp) | {"empty_batches": trainer.empty_batches}
-        result, losses = run_arrays(trainer.model, study.data, study.test, study.rows)
-        accuracy = float(result.correctness["test"].mean())
-        outcome = {"test_loss": float(losses.mean(dtype=float)), "test_accuracy": accuracy}
-        made_by |= {"seconds": round(time.monotonic() - started, 3), "privacy": privacy, "outcome": outcome}
-        content = model_bytes(trainer.model, study.spec, privacy=privacy)
-        arrays.save(arrays_bytes(**result.to_dict(), loss_test=losses), made_by, weights_sha256=sha256(content))
-        weights.save(content, made_by)
-        state.remove()
-    spent = f"epsilon {plan.spent_epsilon:.4g} spent with noise multiplier {plan.noise_multiplier:g}"
-    print(f"{folder}: test accuracy {accuracy:.4f}, loss {outcome['test_loss']:.4f}, {spent}", flush=True)
+        spent = f"epsilon {plan.spent_epsilon:.4g} spent with noise multiplier {plan.noise_multiplier:g}"
+        print(f"{folder}: test accuracy {accuracy:.4f}, loss {outcome['test_loss']:.4f}, {spent}", flush=True)
+
+    for epsilon in (args.epsilon, *args.more_epsilons):
+        train(replace(chosen.settings, epsilon=epsilon))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from libstore.config import DEFAULT_CONFIG
 from libstore.errors import InputError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Namespace = argparse.Namespace
 
@@ -154,26 +155,27 @@ def architecture_options(args: Namespace, architectures: Mapping[str, Any]) -> d
     return {name: value for name, value in vars(args).items() if name in names}
 
 
-class _LogLines(tqdm):
-    """A progress report for logs: whole lines, nothing redrawn."""
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        line = str(self) if msg is None else msg
-        if line:
-            print(line, file=self.fp, flush=True)
-
-
 REPORT_EVERY = 30.0
 """Seconds between two lines of progress in a log."""
 
 
 def progress(total: int, description: str, unit: str) -> tqdm:
     """Return a bar that redraws on a terminal, or writes a line every `REPORT_EVERY` s where stderr is a log."""
+    from tqdm import tqdm
+
+    class LogLines(tqdm):
+        """A progress report for logs: whole lines, nothing redrawn."""
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            line = str(self) if msg is None else msg
+            if line:
+                print(line, file=self.fp, flush=True)
+
     if sys.stderr.isatty():
         return tqdm(total=total, desc=description, unit=unit, leave=False)
     form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} spent, {remaining} left"
     pause = {"mininterval": REPORT_EVERY, "delay": REPORT_EVERY}
-    return _LogLines(total=total, desc=description, unit=unit, leave=False, bar_format=form, **pause)
+    return LogLines(total=total, desc=description, unit=unit, leave=False, bar_format=form, **pause)
 
 
 class Stopped(Exception):

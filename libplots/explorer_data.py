@@ -15,7 +15,7 @@ from PIL import Image
 
 from libstore.errors import InputError, there_is
 from libstore.safe_pickle import load_npz
-from libstore.score_table import MAKER, read_table
+from libstore.score_table import MAKER, read_table, table_path
 from libstore.store import file_sha256
 
 _PAIRS = ("example", "test", "influence", "standard_error", "chance")
@@ -66,6 +66,8 @@ def read_scores(path: Path, make: str) -> ScoreTable:
         found = sorted(file.name for file in path.parent.glob("table_*.parquet"))
         raise InputError(f"{path}: no score table; {there_is(found)}; to make it: {make}")
     frame, about = read_table(path)
+    if path != table_path(path.parent, about["dataset"], about["arch"]):
+        raise InputError(f"{path}: is of {about['dataset']} and {about['arch']}, not what it is called; move it away")
     frame = frame[[name for name in frame.columns if name in ("example", "label") or frame[name].dtype.kind == "f"]]
     sha256, pairs = {file.name: file_sha256(file) for file in (path, path.with_suffix(".json"))}, None
     file = path.with_name(path.name.replace("table_", "influence_", 1)).with_suffix(".npz")
@@ -91,14 +93,14 @@ def choose_examples(scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndar
     total = len(scores)
     if total <= limit:
         return np.arange(total), np.ones(total)
-    each = limit // (8 * max(1, scores.shape[1]))
+    each = -(-limit // (8 * max(1, scores.shape[1])))
     kept = np.zeros(total, bool)
     for column in scores.T:
         there = np.flatnonzero(~np.isnan(column))
         order = there[np.argsort(column[there], kind="stable")]
         kept[order[:each]] = kept[order[len(order) - min(each, len(order)) :]] = True
     rest = np.flatnonzero(~kept)
-    sample = np.random.default_rng(0).choice(rest, limit - int(kept.sum()), replace=False)
+    sample = np.random.default_rng(0).choice(rest, max(1, limit - int(kept.sum())), replace=False)
     weights = np.where(kept, 1.0, len(rest) / len(sample))
     kept[sample] = True
     return np.flatnonzero(kept), weights[kept]

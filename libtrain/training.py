@@ -121,7 +121,7 @@ def check_batches(model: nn.Module, images: Tensor, labels: Tensor, batch_size: 
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> dict[str, np.ndarray]:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> dict[str, np.ndarray]:
     """Evaluate a network on examples.
 
     Args:
@@ -147,7 +147,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
 
 
-def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray]:
     """Return "correctness" and "prob" of `evaluate`."""
     found = evaluate(model, images, labels, batch_size)
     return found["correctness"], found["prob"]

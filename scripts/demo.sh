@@ -19,69 +19,100 @@ export PATH
 out=results/demo
 mkdir -p "$out/figures"
 
-step() { printf '\n%s\n' "$*"; }
-step "1/8 MNIST"
+# step NAME: begin a part. When it began is noted, with the processor's time of this shell and of all it has started.
+number=0
+step() {
+    number=$((number + 1))
+    { echo "$number. $*"; date +%s; times; } >>"$out/times"
+    printf '\n%s\n' "$number. $*"
+}
+# in_parallel NAME FLAGS...: run the job lines of $out/NAME.sh.
+in_parallel() {
+    lines=$out/$1.sh
+    shift
+    sh scripts/run_jobs.sh "$lines" -j "$jobs" "$@"
+}
+: >"$out/times"
+
+step "MNIST"
 python -m libdata.download mnist
 common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
-step "2/8 Link 1: 60 networks on random 70 % of 2,000 digits"
+step "Link 1: 60 networks on random 70 % of 2,000 digits"
 sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 2000 \
     --record --record_input_gradients >"$out/train_fz.sh"
-sh scripts/run_jobs.sh "$out/train_fz.sh" -j "$jobs"
-step "3/8 Link 1: curvature and cheaper scores of every digit under every network"
+in_parallel train_fz
+step "Link 1: curvature and cheaper scores of every digit under every network"
 sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 >"$out/score_fz.sh"
-sh scripts/run_jobs.sh "$out/score_fz.sh" -j "$jobs"
+in_parallel score_fz
 sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 \
     --scores loss,margin,el2n,grand,input_gradient_norm >"$out/score_more.sh"
-sh scripts/run_jobs.sh "$out/score_more.sh" -j "$jobs"
+in_parallel score_more
 
-step "4/8 Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
+step "Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
 seeds="0 1 2 3 4 5"
 epsilons="1 5 10 20 40 100"
 python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
 sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
-    --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
-sh scripts/run_jobs.sh "$out/train_dp.sh" -j "$jobs"
-step "5/8 Link 2: curvature of every digit under every private network"
+    --epsilons_per_job 3 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
+in_parallel train_dp
+step "Link 2: curvature of every digit under every private network"
 for seed in $seeds; do
     echo "python calc_curv_private_models.py $common --seed $seed"
 done >"$out/score_dp.sh"
-sh scripts/run_jobs.sh "$out/score_dp.sh" -j "$jobs"
+in_parallel score_dp
 
-step "6/8 Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
+step "Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
 instance="--config scripts/demo_config.json --data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp \
     --save_freq 10 --stages 21 --points 150 --points_sample 150"
 for run in 1 2 3; do
     echo "sh sensitivity/run.sh $instance --run $run"
 done >"$out/per_instance.sh"
-sh scripts/run_jobs.sh "$out/per_instance.sh" -j "$jobs"
-step "7/8 Per-instance privacy: the 30 cheapest digits removed, twice, 30 random ones as a control; both directions of 30"
+in_parallel per_instance
+step "Per-instance privacy: the 30 cheapest digits removed, twice, 30 random ones as a control; both directions of 30"
 for which in cheapest random; do
     echo "sh sensitivity/run_loop_rm.sh $instance --runs 3 --remove 30 --which $which"
 done >"$out/removal.sh"
-sh scripts/run_jobs.sh "$out/removal.sh" -j "$jobs"
+in_parallel removal
 {
     echo "sh sensitivity/run_folds.sh $instance --runs 3 --folds 1"
     echo "sh sensitivity/run_recursive.sh $instance --runs 3 --remove 30 --rounds 2"
 } >"$out/rounds.sh"
-sh scripts/run_jobs.sh "$out/rounds.sh" -j "$jobs"
+in_parallel rounds
 
-step "8/8 Figures and notebooks"
+step "Figures and notebooks"
+cat >"$out/figures.sh" <<END
 python loss_v_priv.py $common --suffix 'memorization_seed_*'
 python calc_private_memorization.py $common
-sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb "$out/figures" \
+sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb $out/figures \
     -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
-sh scripts/run_notebook.sh notebooks/curv_privacy.ipynb "$out/figures" \
+sh scripts/run_notebook.sh notebooks/curv_privacy.ipynb $out/figures \
     -p config scripts/demo_config.json -y "datasets: [mnist]" -p arch smallcnn -p suffix 'memorization_seed_*'
-sh scripts/run_notebook.sh notebooks/per_instance_privacy.ipynb "$out/figures" \
+sh scripts/run_notebook.sh notebooks/per_instance_privacy.ipynb $out/figures \
     -p config scripts/demo_config.json -y "runs: [1, 2, 3]" -p first 150
-sh scripts/run_notebook.sh notebooks/removal.ipynb "$out/figures" \
+sh scripts/run_notebook.sh notebooks/removal.ipynb $out/figures \
     -p config scripts/demo_config.json -y "runs: [1, 2, 3]" -p remove 30
-sh scripts/run_notebook.sh notebooks/cost_curves.ipynb "$out/figures" \
+sh scripts/run_notebook.sh notebooks/cost_curves.ipynb $out/figures \
     -p config scripts/demo_config.json -y "runs: [1, 2, 3]"
+END
+in_parallel figures --again
+step "Every score of every digit in one table, how they agree, and a page to look at them"
 python score_table.py $common --suffix 'memorization_seed_*'
 sh scripts/run_notebook.sh notebooks/score_atlas.ipynb "$out/figures" \
     -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
 python explore.py $common
 
-echo
+step "Results"
 python scripts/print_results.py "$out/figures"
+
+step "Where the time went, of this run: seconds by the clock and of the processors"
+awk '
+    NR % 4 == 1 { name = $0 }
+    NR % 4 == 2 { clock = $0 }
+    NR % 4 == 0 {
+        split($0, part, /m|s[[:space:]]*/)
+        processors = part[1] * 60 + part[2] + part[3] * 60 + part[4]
+        if (NR > 4) printf "%6d %8.1f  %s\n", clock - clock_before, processors - before, name_before
+        else { first = clock; start = processors }
+        clock_before = clock; before = processors; name_before = name
+    }
+    END { printf "%6d %8.1f  all\n", clock_before - first, before - start }' "$out/times"

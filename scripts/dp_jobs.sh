@@ -6,9 +6,11 @@
 set -eu
 word() { echo "$1"; }
 . "$(dirname -- "$0")/flags.sh"
-subset_dir='' config='' dataset_name='' arch_name='' given=$# papers=$dataset
-read_flags "dataset arch epsilons seeds suffix config dataset_name arch_name${on_subsets:+ subset_dir}" '' "$@"
-refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon seed subset
+subset_dir='' config='' dataset_name='' arch_name='' given=$# papers=$dataset epsilons_per_job=1 grouped=''
+[ "$script" != train_dp.py ] || grouped=epsilons_per_job
+read_flags "dataset arch epsilons seeds suffix config dataset_name arch_name $grouped${on_subsets:+ subset_dir}" '' "$@"
+refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon more_epsilons seed subset
+positive --epsilons_per_job "$epsilons_per_job"
 refuse_flags 'is not for these models, which are trained on all examples' subset_dir
 for epsilon in $epsilons; do
     case $epsilon in *[!0-9.]* | *.*.* | .) refuse "--epsilons: $epsilon is not a positive number" ;; esac
@@ -45,8 +47,16 @@ for one in $dataset; do
     for seed in $seeds; do
         subset=''
         [ -z "${on_subsets:-}" ] || subset=" --subset $(quoted "$subsets/subset_$seed.npy")"
-        for epsilon in $epsilons; do
-            end="$subset --suffix $(quoted "$suffix$seed")$flags"
+        # shellcheck disable=SC2086  # the words of a list
+        set -- $epsilons
+        while [ $# -gt 0 ]; do
+            epsilon=$1 more='' count=1
+            shift
+            while [ "$count" -lt "$epsilons_per_job" ] && [ $# -gt 0 ]; do
+                more="$more $1" count=$((count + 1))
+                shift
+            done
+            end="${more:+ --more_epsilons$more}$subset --suffix $(quoted "$suffix$seed")$flags"
             [ -z "${named:-}" ] || end=" --name $(quoted "_${on_disk}_${network}_eps_${epsilon}_$suffix$seed")$flags"
             printf '%s\n' "python $script $kind --epsilon $epsilon --seed $seed$end"
         done

@@ -1,5 +1,7 @@
 """Execute a notebook and keep it, as .ipynb and .html, in a folder: what run_notebook.sh does, less the tidying.
 
+Both are named by the notebook and what is given of data set, network and ratio.
+
     python scripts/execute_notebook.py notebooks/curv_privacy.ipynb FOLDER -p arch resnet18 -y "datasets: [cifar10]"
 
 Parameters are written into the notebook's parameters cell, so that what the cell says is what the notebook shows.
@@ -22,6 +24,7 @@ import yaml
 from libplots.notebooks import drop_injected, set_parameters
 from libstore.config import DEFAULT_CONFIG
 from libstore.errors import InputError
+from libstore.results import file_name
 from libstore.store import write_atomic
 
 ROOT = DEFAULT_CONFIG.parent
@@ -51,6 +54,9 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     for name, value in args.parameters:
         args.given[name] = plain(value), value
     args.given |= {name: (value, value) for name, value in args.parameters_raw}
+    about = (args.given[name][0] for name in ("datasets", "dataset", "arch", "ratio") if name in args.given)
+    words = (" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in about)
+    args.name = file_name(args.notebook.stem, *words)
     if args.config != own:
         path = Path(args.config).resolve()
         config = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
@@ -140,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (".ipynb", nbformat.writes(notebook) + "\n"),
         (".html", HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": args.notebook.stem}})[0]),
     ):
-        write_atomic(args.folder / f"{args.notebook.stem}{suffix}", content.encode())
+        write_atomic(args.folder / f"{args.name}{suffix}", content.encode())
 
 
 if __name__ == "__main__":

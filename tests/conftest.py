@@ -95,8 +95,9 @@ def execute_notebook(name: str, results: str, folder: Path, **parameters: object
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert (figures / f"{name}.html").exists()
-    cells = json.loads((figures / f"{name}.ipynb").read_text())["cells"]
+    (made,) = figures.glob(f"{name}*.ipynb")
+    assert made.with_suffix(".html").exists()
+    cells = json.loads(made.read_text())["cells"]
     outputs = [out for cell in cells for out in cell.get("outputs", [])]
     printed = "".join("".join(out.get("text", "")) for out in outputs)
     printed += "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs)

@@ -413,9 +413,11 @@ def test_what_stays_of_a_large_table_stands_for_all_of_it() -> None:
     assert len(rows) == 800 and np.array_equal(rows, np.unique(rows)) and weights.sum() == pytest.approx(5000)
     for column in scores.T:
         order = np.argsort(column)[: np.isfinite(column).sum()]
-        extremes = np.isin(rows, np.r_[order[:33], order[-33:]])
-        assert extremes.sum() == 66 and (weights[extremes] == 1).all()
+        extremes = np.isin(rows, np.r_[order[:34], order[-34:]])
+        assert extremes.sum() == 68 and (weights[extremes] == 1).all()
     assert [len(part) for part in choose_examples(scores, 5000)] == [5000, 5000]
+    wide = rng.normal(size=(5000, 40))
+    assert set(wide.argmax(0)) | set(wide.argmin(0)) <= set(choose_examples(wide, 100)[0])
     few = choose_examples(np.full((300, 1), np.nan), 100)  # nothing but empty cells
     assert few[1] == pytest.approx(np.full(100, 3.0))
 
@@ -507,6 +509,9 @@ def test_tables_of_other_data_or_none_are_refused(study: Study, tmp_path: Path) 
     sidecar.write_text(json.dumps(told | {"data_sha256": "0" * 64}))
     assert_refused(changed.explore(), "table_mnist_smallcnn.parquet", "other data", "0" * 16)
     sidecar.write_text(json.dumps(told))
+    for suffix in (".json", ".parquet"):
+        shutil.copy(sidecar.with_suffix(suffix), sidecar.with_name(f"table_mnist_other{suffix}"))
+    assert_refused(changed.explore("--arch_name", "other"), "table_mnist_other.parquet", "mnist and smallcnn")
     pairs.write_bytes(pairs.read_bytes()[:-1])
     assert_refused(changed.explore(), INFLUENCE, "table_mnist_smallcnn.parquet", "score_table.py")
     texts = tmp_path / "texts"

@@ -30,6 +30,15 @@ from scripts import execute_notebook
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def test_executed_notebooks_of_several_data_sets_have_names_of_their_own() -> None:
+    def name(*flags: str) -> str:
+        return execute_notebook.parse(["notebooks/n.ipynb", "out", *flags]).name
+
+    assert name("-p", "h", "0.1") == "n"
+    assert name("-p", "arch", "resnet18", "-p", "dataset", "~/my data/set.npz") == "n_my_data_set.npz_resnet18"
+    assert name("-y", "datasets: [cifar10, cifar100]", "-p", "ratio", "0.7") == "n_cifar10_cifar100_0.7"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_notebooks_show_what_their_one_parameters_cell_says(path: Path) -> None:
     notebook = read(path)

@@ -389,12 +389,12 @@ def test_notebook_runs_on_a_small_ensemble(ensemble: Path, tmp_path: Path) -> No
     )
     assert result.returncode == 0, result.stderr
     figures = tmp_path / "figure_dir"
-    notebook = json.loads((figures / f"{name}.ipynb").read_text())
+    notebook = json.loads((figures / f"{name}_mnist_smallcnn.ipynb").read_text())
     printed = "".join("".join(out.get("text", "")) for cell in notebook["cells"] for out in cell.get("outputs", []))
     assert "6 scored runs, 200 examples" in printed and "not scored: [6]" in printed
     for stem in ("link1_mnist_smallcnn", "link1_mnist_smallcnn_examples"):
         assert (figures / f"{stem}.png").stat().st_size > 10_000 and (figures / f"{stem}.pdf").exists()
-    assert (figures / f"{name}.html").exists()
+    assert (figures / f"{name}_mnist_smallcnn.html").exists()
     rows = json.loads((figures / "results_link1_mnist_smallcnn_0.7_ensemble.json").read_text())
     assert {row["statistic"] for row in rows} >= {
         "Spearman(mem, curvature), correctness",

@@ -303,3 +303,30 @@ def test_a_job_file_runs_with_sh(trained: Path, tmp_path: Path) -> None:
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(["sh", jobs], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and trained.name in result.stdout, result.stderr
+
+
+def test_models_trained_by_one_process_are_those_of_a_process_each(tmp_path: Path) -> None:
+    """In any grouping, also where some are there already."""
+    folders = [tmp_path / name for name in ("each", "grouped")]
+    study = ("--data_subset", 60, "--batch_size", 20, "--epochs", 1, "--accountant", "rdp", "--seed", 3)
+    groups = ([(8,), (4,), (2.5,)], [(4,), (8, 4, 2.5)])
+    for folder, lines in zip(folders, groups, strict=True):
+        folder.mkdir()
+        for first, *more in lines:
+            epsilons = ("--epsilon", first, *(("--more_epsilons", *more) if more else ()))
+            result = run_script("train_dp.py", "--config", write_config(folder), *study, *epsilons)
+            assert result.returncode == 0, result.stderr
+    each, grouped = (tree(folder / "private_model_dir") for folder in folders)
+    assert each == grouped and sum(name.endswith("model.pt") for name in each) == 3
+
+
+def test_lines_of_several_models_are_the_grid_in_groups() -> None:
+    command = ["sh", "scripts/create_privacy_vs_curve_dp_train_jobs.sh", "--dataset", "mnist", "--arch", "smallcnn"]
+    grid = ["--epsilons", "1 5 10 20", "--seeds", "0 1", "--epsilons_per_job", "3"]
+    lines = subprocess.run([*command, *grid], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    start = "python train_dp.py --dataset mnist --arch smallcnn --epsilon"
+    assert lines == [
+        f"{start} {epsilon} --seed {seed}{more} --suffix seed_{seed}"
+        for seed in (0, 1)
+        for epsilon, more in ((1, " --more_epsilons 5 10"), (20, ""))
+    ]

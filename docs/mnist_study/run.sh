@@ -38,10 +38,10 @@ removal() {
 } >"$at_c/study_1.sh"
 sh scripts/run_jobs.sh "$at_c/study_1.sh" "$@"
 
-# The points to remove, chosen by these runs.
+# The points to remove, chosen by these runs alone, so that later ones do not change the choice.
 for at in "$at_c" "$at_p"; do
-    files=''
-    for run in 1 2 3; do [ ! -e "$at/res/res$run.csv" ] || files="$files '$at/res/res$run.csv'"; done
+    files="'$at/res/res1.csv' '$at/res/res2.csv'"
+    [ "$at" = "$at_p" ] || files="$files '$at/res/res3.csv'"
     eval "python renyi_per_instance_sum_compo.py $files --output_dir '$at/compo_res' --name compo_res_all"
     for which in cheapest random dearest; do
         python sensitivity/compo_res/rank.py "$at/compo_res/compo_res_all_totals.csv" --cost 'realised sum mean' \

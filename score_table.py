@@ -24,8 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from libdata.choice import IMAGENET, TableData
-from libdata.datasets import dataset_name, load_dataset
-from libdata.imagenet import read_imagenet_index
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.gathered_private import instance_scores, private_scores
@@ -53,6 +51,9 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Gather, join, save."""
     args = parse(argv)
+    from libdata.datasets import dataset_name, load_dataset
+    from libdata.imagenet import read_imagenet_index
+
     choice, network, config = read_settings(TableData, args), read_network(args), load_config(args.config)
     imagenet = choice.dataset == IMAGENET
     dataset = IMAGENET if imagenet else dataset_name(choice.dataset, choice.dataset_name)

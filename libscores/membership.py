@@ -93,7 +93,7 @@ def rmia(
     n_population: int,
     gamma: float = 1.0,
 ) -> Iterator[Masked]:
-    """Yield RMIA's score of every run, as log-odds (Zarifzadeh et al. 2024, arXiv 2312.03262, equations 2 to 4).
+    """Yield RMIA's score of every run, as log-odds (Zarifzadeh et al. 2024, arXiv 2312.03262).
 
     With ratio(x) = p_t(x) / p(x), p_t the true label's probability under the attacked run and p(x) its mean over the
     other runs, half from those that hold x and half from those that do not, the score is the share of a population z
@@ -126,13 +126,13 @@ def rmia(
             total = group.count[0] * np.nan_to_num(group.mean[0]) - np.where(drop, p, 0.0)
             with np.errstate(invalid="ignore", divide="ignore"):
                 reference += 0.5 * np.where(count > 0, np.maximum(total, 0.0) / count, np.nan)
-        z = others_ratio(others, (population - expit(others)) / max(n_runs - 1, 1))
-        x = others_ratio(value, reference)
+        z = _log_ratio(others, (population - expit(others)) / max(n_runs - 1, 1))
+        x = _log_ratio(value, reference)
         k = np.searchsorted(np.sort(z), x - np.log(gamma), side="right").astype(np.float64)
         yield mask, np.where(np.isnan(x), np.nan, np.log((k + 0.5) / (n_population - k + 0.5)))
 
 
-def others_ratio(log_odds: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def _log_ratio(log_odds: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return ln(p / reference) of the probability p with these log-odds."""
     return -np.logaddexp(0.0, -log_odds) - np.log(np.maximum(reference, np.finfo(float).tiny))
 

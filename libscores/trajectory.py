@@ -9,7 +9,7 @@ import numpy as np
 
 
 def forgetting_events(correct: np.ndarray) -> np.ndarray:
-    """Count the epochs after which a right example is wrong (Toneva et al. 2019, arXiv 1812.05159, definition 2.1).
+    """Count the epochs after which a right example is wrong (Toneva et al. 2019, arXiv 1812.05159).
 
     An example that is never right has E, more than any that is: it was not even learned.
     """

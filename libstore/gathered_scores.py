@@ -329,7 +329,9 @@ def _of_trajectory(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _whole(ensemble: _Ensemble, one: dict[str, np.ndarray], values: np.ndarray) -> Masked:
     """Lay a value of the training examples, (n,), out on all: whether it is one, and the value, (N,)."""
-    rows = np.searchsorted(ensemble.examples, one["index_train"])
+    rows = np.flatnonzero(np.isin(ensemble.examples, one["index_train"], assume_unique=True))
+    if not np.array_equal(ensemble.examples[rows], one["index_train"]):
+        raise InputError(f"{ensemble.root}: a {trajectories.NAME} is about other examples than the runs, or not sorted")
     mask, whole = np.zeros(len(ensemble.examples), dtype=bool), np.zeros(len(ensemble.examples))
     mask[rows], whole[rows] = True, values
     return mask, whole

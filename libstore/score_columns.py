@@ -46,7 +46,7 @@ _JIANG = "Jiang et al. 2021, arXiv 2002.03206"
 _ADVANTAGE = "{attack}'s answer averaged over the runs that trained on the example, minus the same over the others"
 _FOUND = "share of the runs that trained on the example in which {attack} finds it, at 1 % false positives over all"
 _LIRA = "Carlini et al. 2022, arXiv 2112.03570, algorithm 1"
-_RMIA = "Zarifzadeh et al. 2024, arXiv 2312.03262, equations 2 to 4"
+_RMIA = "Zarifzadeh et al. 2024, arXiv 2312.03262"
 _INFLUENCE = "Feldman, Zhang 2020, arXiv 2008.03703, section 2"
 _ATTACKS = {
     "lira": ("LiRA with each example's own variances", _LIRA),
@@ -112,7 +112,7 @@ MEANINGS = {
     ),
     "vog": _recorded(
         "deviation over the epochs of the gradient of the label's logit by the input, mean over the input's values "
-        "(VoG, not normalised by class)", "Agarwal et al. 2022, arXiv 2008.11600, equations 2 to 4",
+        "(VoG, not normalised by class)", "Agarwal et al. 2022, arXiv 2008.11600",
         "logit per input unit",
     ),
 }  # fmt: skip

@@ -106,7 +106,7 @@ class Recorder:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what libstore.trajectories keeps, but for the index.
 
-        `vog` is Agarwal et al.'s score (2022, arXiv 2008.11600, equations 2 to 4, not normalised by class): the
+        `vog` is Agarwal et al.'s score (2022, arXiv 2008.11600, not normalised by class): the
         deviation over epochs of the gradient of the label's logit by the input, averaged over the input's values.
         """
         found = {name: values.cpu().numpy() for name, values in self.kept.items()}

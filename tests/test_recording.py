@@ -144,6 +144,7 @@ def test_finished_runs_are_recorded_later_and_their_scores_come_into_the_table(t
     for less in (line, (*line, "--record"), record):
         assert run_script(*less).stdout.count("finished before, skipped") == 4
     assert tree(tmp_path) == after
+    assert_refused(run_script(*line, "--record", "--together", "2"), "--together 2")
     assert_refused(run_script(*line, "--record_vog"), "trajectory.npz", "record.vog: false there, true asked for")
 
     result = run_script("score_table.py", *ENSEMBLE_FLAGS, "--config", config, "--no-influence")

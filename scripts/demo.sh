@@ -48,9 +48,9 @@ sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 \
     --scores loss,margin,el2n,grand,input_gradient_norm >"$out/score_more.sh"
 in_parallel score_more
 
-step "Links 2 and 3: 36 private networks, 6 values of epsilon, 6 seeds, each on a subset of the digits"
+step "Links 2 and 3: 48 private networks, 8 values of epsilon, 6 seeds, each on a subset of the digits"
 seeds="0 1 2 3 4 5"
-epsilons="1 5 10 20 40 100"
+epsilons="1 2 5 10 20 40 60 100"
 python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
 sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
     --epsilons_per_job 3 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"

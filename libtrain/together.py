@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from libstore.errors import InputError
+from libtrain.optimizers import eager
 from libtrain.precision import logits_of, multiplying
 from libtrain.settings import SGDSettings
 from libtrain.streams import NETWORK, ORDER, seeded, stream_seed
@@ -61,7 +62,7 @@ def train_together(
         name: torch.stack([parameters[name].detach() for parameters in own]).requires_grad_(parameter.requires_grad)
         for name, parameter in own[0].items()
     }
-    optimizer = torch.optim.SGD(
+    optimizer = eager(torch.optim.SGD)(
         [value for value in stacked.values() if value.requires_grad],
         lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
     )  # fmt: skip

@@ -110,7 +110,7 @@ def read_results(
         table = _read_table(path, columns)
         for name in (*_SETTINGS, *_TEXT_SETTINGS, *_LENGTH, *_TRAINING):
             if name in table:
-                _one_value(name, table[name], path, settings)
+                _one_value(name, table[name].dropna().unique().tolist(), path, settings)
         for label, rows in _split_runs(path, table):
             if label in runs:
                 raise InputError(f"{path}: given twice; a run counts once")
@@ -173,8 +173,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _one_value(name: str, column: pd.Series, path: Path, settings: dict[str, tuple[Any, Path]]) -> None:
-    for value in column.dropna().unique().tolist():
+def _one_value(name: str, values: Iterable[Any], path: Path, settings: dict[str, tuple[Any, Path]]) -> None:
+    for value in values:
         first, where = settings.setdefault(name, (value, path))
         same = math.isclose(value, first, rel_tol=1e-9) if isinstance(first, float) else value == first
         if not same:
@@ -288,7 +288,7 @@ def check_same_training(
     """
     settings = {name: (value, other_paths[0]) for name, value in other.training.items()}
     for name, value in one.training.items():
-        _one_value(name, pd.Series([value]), paths[0], settings)
+        _one_value(name, [value], paths[0], settings)
     check_alike(_trainings([*other_paths, *paths]), REMOVAL)
 
 

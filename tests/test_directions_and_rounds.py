@@ -138,7 +138,7 @@ def test_bad_rounds_and_folds_are_refused(study: Path, tmp_path: Path) -> None:
     line = (SCRIPT, *FLAGS[:-2], "--config", study / "config.json", "--name", "_x")
     assert_refused(run_script(*line, "--points", "removed"), "--points removed", "--remove_points")
     few = ("--remove-points", gone, "--points", "removed", "--points-sample", 3)
-    assert_refused(run_script(*line, *few), "--points-sample 3", "--points removed")
+    assert_refused(run_script(*line, *few), "--points_sample 3", "--points removed")
 
 
 def test_every_step_says_what_stages_lose(study: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from libscores.link1 import RunScores
 from libstore import fz
 from libstore.comparable import (
     RUNS,
@@ -30,6 +30,9 @@ from libstore.fz import RunArrays, ensemble_root, list_runs, read_runs, run_dir
 from libstore.index import index_digest, load_array
 from libstore.scores import CURVATURE, LOSS, fz_model_name, index_path, score_format, score_path
 from libstore.store import check_format, file_sha256, load_scores
+
+if TYPE_CHECKING:
+    from libscores.link1 import RunScores
 
 _TRAIN = "train_fz_models.py"
 
@@ -148,6 +151,8 @@ class ScoredEnsemble:
         Raises:
             InputError: Runs or scores do not belong together, before the first is read; or a file is damaged.
         """
+        from libscores.link1 import RunScores
+
         self.check()
         for run, arrays in zip(self.runs, checked_runs(self.root, self.ratio, self.runs), strict=True):
             path = self._score_path(run)

@@ -17,7 +17,8 @@ def remembered(folder: Path, key: Mapping[str, Any], compute: Callable[[], Any])
     """Return what was computed for a key before, or compute it now and keep it.
 
     Args:
-        folder: Where such results are kept. Several jobs may read and write there at a time.
+        folder: Where such results are kept, in a folder that is there: one that is refused later has made none.
+            Several jobs may read and write there at a time.
         key: All that decides the result, plain values: what is computed, from what, by which version.
         compute: Returns it, made of numbers, texts, lists and mappings.
 
@@ -32,8 +33,9 @@ def remembered(folder: Path, key: Mapping[str, Any], compute: Callable[[], Any])
             return kept["value"]
     value = json.loads(json.dumps(compute()))
     content = {"key": key, "value": value, "digest": _digest([named, value])}
-    with suppress(InputError), exclusive(folder):
-        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode(), durable=False)
+    if folder.parent.is_dir():
+        with suppress(InputError), exclusive(folder):
+            write_atomic(path, (json.dumps(content, indent=2) + "\n").encode(), durable=False)
     return value
 
 

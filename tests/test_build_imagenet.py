@@ -106,7 +106,7 @@ def test_other_settings_are_refused_and_replaced(tree):
     assert built(folder) == before
     run(config, "--train_shards", "3", "--overwrite")
     assert len(list_shards(folder / "tfrecords", "train")) == 3
-    with pytest.raises(InputError, match="10 files for 9 train examples"):
+    with pytest.raises(InputError, match="10 files for 9 examples"):
         run(config, "--train_shards", "10", "--overwrite")
 
 

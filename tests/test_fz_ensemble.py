@@ -135,7 +135,7 @@ def test_diverging_training_is_stopped_and_named(tmp_path: Path) -> None:
         (["--ratio", "1.0"], ["--ratio", "1.0", "< 1"]),
         (["--ratio", "0"], ["--ratio", "0", "> 0"]),
         (["--ratio", "nan"], ["--ratio", "nan"]),
-        (["--subset", "2", "--ratio", "0.1"], ["--ratio 0.1", "2 examples"]),
+        (["--subset", "20", "--ratio", "0.02"], ["--ratio 0.02", "20 examples"]),
         (["--subset", "1"], ["hold 1 of 10 classes", "spread:N"]),
         (["--subset", "60001"], ["60001", "60000"]),
         (["--subset", "no.npy"], ["no.npy"]),

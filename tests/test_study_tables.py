@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_the_study_makes_its_table_of_what_has_finished(tmp_path: Path) -> None:
     for run in (1, 2):
         table = result_table(run, points=POINTS[1:], seed=7)
         table.to_csv(corrected / "res" / f"res_cheapest_100_{run}.csv", index=False)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path}
     line = ["sh", study / "make.sh", corrected, published]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcli as cli
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -137,10 +138,17 @@ def plan_privacy(settings: DPSettings, n_planned: int, folder: Path) -> PrivacyP
     rate, steps = settings.batch_size / n_planned, settings.steps(n_planned)
     budget = (settings.epsilon, settings.delta, rate, steps, settings.accountant)
     try:
-        found = remembered(folder, _key("noise multiplier", *budget), lambda: list(calibrate_noise_multiplier(*budget)))
+        found = _calibrated(folder, settings, rate, steps, lambda: list(calibrate_noise_multiplier(*budget)))
     except ValueError as error:
         raise InputError(f"--epsilon {settings.epsilon:g}: {error}") from error
     return PrivacyPlan(rate, steps, *found)
+
+
+def _calibrated(
+    folder: Path, settings: DPSettings, rate: float, steps: int, compute: Callable[[], list[float]]
+) -> list[float]:
+    key = _key("noise multiplier", settings.epsilon, settings.delta, rate, steps, settings.accountant)
+    return remembered(folder, key, compute)
 
 
 def _key(what: str, epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> dict[str, Any]:
@@ -168,6 +176,10 @@ class EpochLog:
         self._steps: list[Step] = []
 
     def __enter__(self) -> EpochLog:
+        plan = self._plan  # kept only now, when nothing is refused any more
+        if plan.spent_epsilon <= self._settings.epsilon:
+            found = [plan.noise_multiplier, plan.spent_epsilon]
+            _calibrated(self._folder, self._settings, plan.sample_rate, plan.steps, lambda: found)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):

@@ -25,7 +25,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     first = (tmp_path / "index.html").read_text()
-    assert 'src="_images/link1_mnist_smallcnn.png"' in first and 'href="results.html"' in first
+    assert 'src="_images/score_atlas_mnist_smallcnn.png"' in first and 'href="results.html"' in first
     for page in (ROOT / "docs").glob("*.md"):
         assert (tmp_path / f"{page.stem}.html").exists()
         assert page.stem == "index" or f'href="{page.stem}.html"' in first, f"docs/index.md does not lead to {page}"

@@ -6,5 +6,4 @@
 . "$(dirname -- "$0")/common.sh"
 refuse_flags 'differs from run to run' run name seed
 folder=$(folder)
-eval "set -- $flags"
-train '' "$@"
+train ''

@@ -12,7 +12,6 @@ list=$folder/compo_res/compo_res_all_$removal
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
 job "$python" sensitivity/compo_res/rank.py "$folder/compo_res/compo_res_all_totals.csv" \
     --select "$remove" --which "$which" ${overwrite:+"$overwrite"}
-eval "set -- $flags"
-train "_${removal}_" "$@" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
+train "_${removal}_" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --which "$which" --remove "$remove" \
     ${overwrite:+"$overwrite"}

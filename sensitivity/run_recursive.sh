@@ -10,7 +10,6 @@ refuse_flags 'is set here' run name seed remove_points
 folder=$(folder)
 compo=$folder/compo_res
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
-eval "set -- $flags"
 source=$compo/compo_res_all gone='' totals='' round=1
 while [ "$round" -le "$rounds" ]; do
     totals="$totals $(quoted "${source}_totals.csv")"
@@ -19,7 +18,7 @@ while [ "$round" -le "$rounds" ]; do
     gone=${source}_cheapest_$remove.txt
     experiment=cheapest_$remove
     [ "$round" -eq 1 ] || experiment=recursive_${remove}_$round
-    train "_${experiment}_" "$@" --remove_points "$gone" --points "${source}_cheapest_${remove}_kept.txt" --points_sample 0
+    train "_${experiment}_" --remove_points "$gone" --points "${source}_cheapest_${remove}_kept.txt" --points_sample 0
     account "_${experiment}_" "compo_res_$experiment" ${overwrite:+"$overwrite"}
     source=$compo/compo_res_$experiment
     round=$((round + 1))

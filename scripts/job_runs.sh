@@ -27,13 +27,12 @@ numbered() {
 }
 begin() {
     new=$run/.jobs.$$
-    if fault=$({ mkdir -p "$run" && mkdir -p "$run/exit" "$run/log" && : >>"$run/lock" && numbered >"$new"; } 2>&1); then
-        cmp -s "$new" "$run/jobs.sh" || { mv "$new" "$run/jobs.sh" && return; }
-        rm -f "$run"/.jobs.*
-    else
+    fault=$({ mkdir -p "$run" && mkdir -p "$run/exit" "$run/log" && : >>"$run/lock" && numbered >"$new" &&
+        { cmp -s "$new" "$run/jobs.sh" || mv "$new" "$run/jobs.sh"; }; } 2>&1) || {
         rm -f "$new" 2>/dev/null || :
         refuse "$run: cannot be written: $fault"
-    fi
+    }
+    [ ! -f "$new" ] || rm -f "$run"/.jobs.*
 }
 
 # survey: set $total, $finished, and the line numbers $todo and $failed (those of $todo with an exit status).

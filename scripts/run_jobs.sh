@@ -68,17 +68,20 @@ export RUN_BEGAN
 say "$((total - finished)) of $total lines to run, $finished done before; $jobs at a time with $runner, $OMP_NUM_THREADS threads each"
 
 # In a session of its own, so that a Ctrl-C reaches the jobs once: from GNU parallel, or with xargs, as a TERM to all.
-command -v setsid >/dev/null || setsid() { exec python -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' "$@"; }
+own_session() {
+    ! command -v setsid >/dev/null || exec setsid "$@"
+    exec python -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' "$@"
+}
 line_runner="$(quoted "$root/scripts/run_line.sh") $(quoted "$run")"
 run_all() {
     exec 9>&- <<END
 $(echo "${todo# }" | tr ' ' '\n')
 END
     # shellcheck disable=SC2046  # words are meant to split
-    [ "$runner" = xargs ] || exec setsid parallel --plain --ungroup --jobs "$jobs" --joblog "$run/joblog" \
+    [ "$runner" = xargs ] || own_session parallel --plain --ungroup --jobs "$jobs" --joblog "$run/joblog" \
         --termseq TERM,600000,KILL,25 ${sshloginfile:+--sshloginfile "$sshloginfile" $(printf -- '--env %s ' PATH \
         OMP_NUM_THREADS MKL_NUM_THREADS RUN_BEFORE RUN_BEGAN RUN_TRIES RUN_GPUS RUN_SLOTS)} "exec sh $line_runner {}"
-    exec setsid sh -c "trap : TERM; xargs -n 1 -P $jobs sh $line_runner | (trap '' TERM; exec cat)"
+    own_session sh -c "trap : TERM; xargs -n 1 -P $jobs sh $line_runner | (trap '' TERM; exec cat)"
 }
 [ "$runner" = parallel ] || group='-'
 attend run_all

@@ -13,6 +13,8 @@ say() { printf '%s\n' "line $number$*"; }
 fail() { say ": $*" >&2; exit 1; }
 trap 'stopped=1' HUP INT TERM
 [ -z "${RUN_PID:-}" ] || kill -0 "$RUN_PID" 2>/dev/null || exit 1
+job=$(sed -n "${number}p" "$run/jobs.sh")
+[ -n "$job" ] || exit 0
 
 { : >>"$log"; } 2>/dev/null || fail "not run: $log cannot be written"
 exec 8>>"$log"
@@ -37,7 +39,7 @@ tries=${RUN_TRIES:-1}
 while :; do
     # TERM comes to the whole process group: the line's shell waits for its command and starts no other.
     sh -c "trap 'exit 143' TERM
-$(sed -n "${number}p" "$run/jobs.sh")" </dev/null >&8 2>&1 7>&- 8>&-
+$job" </dev/null >&8 2>&1 7>&- 8>&-
     status=$?
     tries=$((tries - 1))
     { [ "$status" != 0 ] && [ "$tries" -gt 0 ] && [ -z "$stopped" ]; } || break

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -254,6 +254,29 @@ def test_a_killed_runner_starts_nothing_new_and_its_jobs_are_waited_for(study: S
     assert study.ran() == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.parametrize("how", ["TERM", "INT"])
+def test_a_loop_that_is_a_line_gets_one_signal(study: Study, runner: str, how: str) -> None:
+    """The training of a loop within a job file, with a program in place of Python that saves like one."""
+    python = study.folder / "stand_in"
+    skip = f'[ "$1" != -c ] || {{ echo "{study.folder}"; exit; }}; [ -z "$FLAGS_ONLY" ] || exit 0'
+    python.write_text(f'#!/bin/sh\n{skip}\nexec python "$WORK/saver.py" "$WORK/ran"\n')
+    python.chmod(0o755)
+    study.environment["PYTHON"] = str(python)
+    study.write("sh sensitivity/run_loop.sh --runs 3 --jobs 2")
+    process = study.start("run_jobs.sh", "jobs.sh")
+    wait_until(lambda: len(study.read("started")) == 2, "two runs at work")
+    if how == "INT":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    stopped = study.end(process)
+    assert stopped.returncode == -getattr(signal, f"SIG{how}") and "stopped, 0 of 1 lines done" in stopped.stderr
+    assert study.read("saved") == ["1", "1"] and len(study.read("started")) == 2, study.log(1)
+    assert "run_loop.sh: stopped; run the same command again" in study.log(1)
+    (study.folder / "go").touch()
+    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0 and len(study.read("started")) == 5
+
+
 def kill_all(study: Study) -> None:
     """Kill every process of a study at once, as a loss of power does."""
     mark = f"WORK={study.folder}".encode()
@@ -349,20 +372,17 @@ def test_threads_the_user_has_set_are_kept(study: Study, runner: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["flock: 9: No locks available; exit 71", "flock: 8: Not supported; exit 65", ""])
-def test_a_file_system_without_locks_is_said_once(study: Study, runner: str, answer: str) -> None:
-    """What flock answers there; without one at all, nothing else changes."""
+def test_a_file_system_without_locks_is_said_once(study: Study, answer: str) -> None:
+    """What flock answers there; without util-linux (flock, setsid), nothing else changes."""
+    study.without_parallel()
     programs, path = study.folder / "bin", study.environment["PATH"]
-    programs.mkdir(exist_ok=True)
     if answer:
         text, status = answer.split("; ")
         (programs / "flock").write_text(f"#!/bin/sh\necho '{text}' >&2\n{status}\n")
         (programs / "flock").chmod(0o755)
-        study.environment["PATH"] = f"{programs}:{path}"
-    elif runner == "parallel":
-        pytest.skip("GNU parallel does not start from a folder of links")
     else:
         for program in (program for folder in path.split(":") for program in Path(folder).glob("*")):
-            if program.name != "flock" and not (programs / program.name).exists():
+            if program.name not in ("flock", "setsid") and not (programs / program.name).exists():
                 (programs / program.name).symlink_to(program)
         study.environment["PATH"] = str(programs)
     study.write(note(1), note(2), FAILS)
@@ -371,8 +391,11 @@ def test_a_file_system_without_locks_is_said_once(study: Study, runner: str, ans
     said = [line for line in result.stderr.splitlines() if "no locks here" in line]
     assert len(said) == 1 and "do not run the same file twice at once" in said[0]
     assert (answer.split(": ")[-1].split(";")[0] or "flock is not installed") in said[0]
-    (study.folder / "mended").touch()
-    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0 and study.ran() == ["fails"]
+    study.write('python "$WORK/saver.py" "$WORK/ran"')
+    process = study.start("run_jobs.sh", "jobs.sh")
+    wait_until(lambda: study.read("started"), "a job at work")
+    process.terminate()
+    assert study.end(process).returncode == -15 and study.read("saved") == ["1"]
 
 
 def test_jobs_are_spread_over_gpus(study: Study, runner: str) -> None:
@@ -557,10 +580,8 @@ def test_a_chain_on_slurm_is_split_limited_and_resumed(cluster: Study) -> None:
     cluster.write(f"{note('score')}; echo $OMP_NUM_THREADS $MKL_NUM_THREADS; python -c 'import torch'", name="score.sh")
     chain = "train.sh", "score.sh"
     status = cluster.sh("status.sh", *chain)
-    assert (
-        status.returncode == 1
-        and "train.sh: 0 of 8 lines done, 0 running, 0 waiting, 0 failed, 8 not run" in status.stdout
-    )
+    assert status.returncode == 1
+    assert "train.sh: 0 of 8 lines done, 0 running, 0 waiting, 0 failed, 8 not run" in status.stdout
 
     flags = "--max-jobs", 2, "--mem=1", "--comment=it's  one", "--cpus-per-task=2"
     ids = submitted(cluster, *chain, *flags)

@@ -31,18 +31,16 @@ if [ -n "${RUN_GPUS:-}" ]; then
     CUDA_VISIBLE_DEVICES=$(echo "$RUN_GPUS" | awk -F , -v slot="$slot" '{ print $(slot % NF + 1) }')
     export CUDA_VISIBLE_DEVICES RUN_DEVICE=cuda
 fi
-[ -z "$stopped" ] || exit 1
 rm -f "$run/exit/$number" || fail "not run: $run cannot be written"
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || : >"$log"
+[ -z "$stopped" ] || exit 1
 
-tries=${RUN_TRIES:-1}
-while :; do
+status=1 tries=0
+until [ "$status" = 0 ] || [ "$tries" -ge "${RUN_TRIES:-1}" ] || [ -n "$stopped" ]; do
     # TERM comes to the whole process group: the line's shell waits for its command and starts no other.
     sh -c "trap 'exit 143' TERM
 $job" </dev/null >&8 2>&1 7>&- 8>&-
-    status=$?
-    tries=$((tries - 1))
-    { [ "$status" != 0 ] && [ "$tries" -gt 0 ] && [ -z "$stopped" ]; } || break
+    status=$? tries=$((tries + 1))
 done
 { echo "$status" >"$run/exit/.$number" && mv "$run/exit/.$number" "$run/exit/$number"; } 2>/dev/null || {
     rm -f "$run/exit/.$number"

@@ -43,8 +43,8 @@ for name do
     begin
     survey
     [ -n "$todo" ] || { say "$file: all $total lines are done"; continue; }
-    mkdir -p "$run/slurm"
     eval "set -- $options"
+    mkdir -p "$run/slurm"
     for line in $failed; do rm -f "$run/exit/$line"; done
     ids=''
     for lines in $(echo "$todo" | xargs -n "$array_size" | tr ' ' ,); do

@@ -2,7 +2,8 @@
 # The removal experiment: rank the points of run_loop.sh, remove M of them, train again with the same seeds, compare.
 #   nohup ./run_loop_rm.sh > output_rm.log 2>&1 &
 # Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --jobs N (1) --config FILE
-# --overwrite; others go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly.
+# --overwrite; others go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM
+# stops cleanly.
 . "$(dirname -- "$0")/common.sh"
 refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}

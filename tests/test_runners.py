@@ -317,12 +317,17 @@ def test_any_moment_of_a_kill_loses_no_line(study: Study, runner: str) -> None:
 
 def test_two_runners_share_a_job_file(study: Study) -> None:
     needs("parallel")
-    study.write(*[f"sleep 0.1; {note(line)}" for line in range(10, 20)])
-    processes = [study.start("run_jobs.sh", "jobs.sh", "-j", 3)]
+    study.write(*[f'python "$WORK/saver.py" "$WORK/ran"; {note(line)}' for line in range(1, 6)])
+    first = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
+    wait_until(lambda: len(study.read("started")) == 2, "two jobs at work")
     study.without_parallel()
-    processes.append(study.start("run_jobs.sh", "jobs.sh", "-j", 3))
-    assert [study.end(process).returncode for process in processes] == [0, 0]
-    assert study.ran() == [str(line) for line in range(10, 20)]
+    second = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
+    assert second.stdout
+    said = [second.stdout.readline() for _ in range(3)]
+    assert "with xargs" in said[0] and all("still runs in another process" in text for text in said[1:])
+    (study.folder / "go").touch()
+    assert [study.end(process).returncode for process in (first, second)] == [0, 0]
+    assert study.ran() == ["1", "2", "3", "4", "5"]
 
 
 def with_gpus(study: Study, *names: str) -> None:

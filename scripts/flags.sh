@@ -13,6 +13,32 @@ end_by() {
     exit $((128 + $1)) # where the signal is ignored
 }
 
+# attend COMMAND...: run it; the first HUP, Ctrl-C or TERM reaches it as TERM (with group='-', all of its process group), so
+# that it can save and leave. Sets $status, and $stopped to the number of the signal.
+child='' stopped='' group=''
+hand_on() { kill -s TERM -- "$group$child" 2>/dev/null || kill -s TERM "$child" 2>/dev/null || :; }
+stop() {
+    [ -z "$stopped" ] || return 0
+    stopped=$1
+    [ -z "$child" ] || hand_on
+}
+attend() {
+    trap 'stop 1' HUP
+    trap 'stop 2' INT
+    trap 'stop 15' TERM
+    status=0
+    [ -z "$stopped" ] || return 0
+    "$@" &
+    child=$!
+    [ -z "$stopped" ] || hand_on
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2>/dev/null || break
+    done
+    child=''
+}
+
 # lock ARGUMENTS...: as flock, status 1 if another holds the lock. Where there are no locks, status 0 and $unlocked says why.
 unlocked=''
 lock() {

@@ -1,6 +1,6 @@
-# Sourced by run_jobs.sh, submit_slurm.sh and slurm_status.sh: job files and their run folders.
-# FILE.run/ belongs to FILE, whoever runs it: jobs.sh (FILE as it was when it was started), exit/<line> (exit status,
-# the only truth about what is done), log/<line>.log, joblog (GNU parallel's), slurm/ (job ids, Slurm's messages).
+# Sourced by the scripts that run job files: FILE.run/ belongs to FILE, whoever runs it. It has jobs.sh (the lines that FILE
+# has had, numbered as they came: a line keeps its number), exit/<line> (exit status, the only truth about what is done),
+# log/<line>.log, lock (held by runners), joblog (GNU parallel's last), slurm/ (job ids, Slurm's messages).
 # shellcheck shell=sh disable=SC2034
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/flags.sh"
@@ -11,22 +11,38 @@ open_run() {
     file=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
     run=$file.run
     fault=$(awk '/\r$/ { print "line " NR " ends in a carriage return"; exit }
-        /\\$/ { print "line " NR " ends in a backslash; a job is one line"; exit }' "$file")
+        /\\$/ { print "line " NR " ends in a backslash; a job is one line"; exit }
+        /^[[:space:]]*[^#[:space:]]/ { jobs++ }
+        END { if (!jobs) print "holds no jobs" }' "$file" | head -n 1)
     [ -z "$fault" ] || refuse "$file: $fault"
-    [ -n "$(job_lines "$file")" ] || refuse "$file: holds no jobs"
 }
 
-# job_lines FILE: the numbers of its lines that are jobs; blank lines and comments are none.
-job_lines() { awk '/^[[:space:]]*[^#[:space:]]/ { print NR }' "$1"; }
+# numbered: print jobs.sh with the lines that FILE has now. begin: write it, in a run folder that is there.
+numbered() {
+    if [ -f "$run/jobs.sh" ]; then
+        awk 'NR == FNR { was[$0]; print; next } !($0 in was)' "$run/jobs.sh" "$file"
+    else
+        awk 1 "$file"
+    fi
+}
+begin() {
+    new=$run/.jobs.$$
+    fault=$({ mkdir -p "$run" && mkdir -p "$run/exit" "$run/log" && : >>"$run/lock" && numbered >"$new" &&
+        { cmp -s "$new" "$run/jobs.sh" || mv "$new" "$run/jobs.sh"; }; } 2>&1) || {
+        rm -f "$new" 2>/dev/null || :
+        refuse "$run: cannot be written: $fault"
+    }
+    [ ! -f "$new" ] || rm -f "$run"/.jobs.*
+}
 
-# survey: set $total, $done_before, and the line numbers $todo and $failed (those of $todo with an exit status).
+# survey: set $total, $finished, and the line numbers $todo and $failed (those of $todo with an exit status).
 survey() {
-    total=0 done_before=0 todo='' failed=''
-    for line in $(job_lines "$run/jobs.sh"); do
+    total=0 finished=0 todo='' failed=''
+    for line in $(numbered | awk 'NR == FNR { is[$0]; next } /^[[:space:]]*[^#[:space:]]/ && $0 in is { print FNR }' "$file" -); do
         total=$((total + 1))
         exit_status "$line"
         case $status in
-            0) done_before=$((done_before + 1)) ;;
+            0) finished=$((finished + 1)) ;;
             '') todo="$todo $line" ;;
             *) todo="$todo $line" failed="$failed $line" ;;
         esac
@@ -41,65 +57,21 @@ exit_status() {
 list_undone() {
     for line in $1; do
         exit_status "$line"
-        case $status in '') status='did not run to its end' ;; *) status="exit status $status" ;; esac
-        printf '  line %s, %s: %s\n    log: %s\n' "$line" "$status" "$(sed -n "${line}p" "$run/jobs.sh")" "$run/log/$line.log"
+        printf '  line %s, %s: %s\n    log: %s\n' "$line" "${status:+exit status }${status:-did not run to its end}" \
+            "$(sed -n "${line}p" "$run/jobs.sh")" "$run/log/$line.log"
     done
 }
 
-# freeze: make $run/jobs.sh a copy of $file. Where $file has changed, exit files and logs follow their lines to their new
-# numbers, and those of lines that are gone are dropped. With $again, nothing counts as done. A kill in between is made
-# good by the next call: $run/new is complete as soon as it has this name.
-freeze() {
-    fault=$(mkdir -p "$run" 2>&1 && : 2>&1 >>"$run/lock") || refuse "${fault:-$run: cannot be written}"
-    stale || return 0
-    exec 9>>"$run/lock"
-    lock -w 2 9 || ! stale ||
-        refuse "$file: has changed or is to run again while its lines are running; wait for them or stop them first"
-    install_new
-    if stale; then
-        fault=$(prepare_new 2>&1) || refuse "$run: cannot be written: $fault"
-        install_new
-    fi
-    exec 9>&-
-}
-stale() { [ -n "${again:-}" ] || [ -d "$run/new" ] || ! cmp -s "$file" "$run/jobs.sh"; }
-prepare_new() {
-    new=$run/.new.$$
-    rm -rf "$run"/.new.*
-    mkdir -p "$new/exit" "$new/log" && cp "$file" "$new/jobs.sh" || return
-    if [ -z "${again:-}" ] && [ -f "$run/jobs.sh" ]; then
-        awk 'old { was[$0, ++n[$0]] = FNR; next } ($0, ++m[$0]) in was { print was[$0, m[$0]], FNR }' \
-            old=1 "$run/jobs.sh" old=0 "$file" | while read -r was is; do
-            [ ! -f "$run/exit/$was" ] || cp "$run/exit/$was" "$new/exit/$is" || exit
-            [ ! -f "$run/log/$was.log" ] || cp "$run/log/$was.log" "$new/log/$is.log" || exit
-        done || return
-    fi
-    mv "$new" "$run/new"
-}
-install_new() {
-    [ -d "$run/new" ] || return 0
-    rm -f "$run/joblog"
-    for part in exit log jobs.sh; do
-        [ ! -e "$run/new/$part" ] || { rm -rf "${run:?}/$part" && mv "$run/new/$part" "$run/$part"; }
-    done
-    rmdir "$run/new"
-}
-
-# queued: set $queued to the tasks of this file that Slurm still knows as running or waiting, one "line state reason" a
-# row, and $queued_ids to their job ids.
+# queued: set $queued to the tasks of FILE that Slurm still has, one "job state reason" a row. refuse_queued: stop if any.
 queued() {
-    queued='' queued_ids=''
+    queued=''
     [ -s "$run/slurm/ids" ] || return 0
-    tasks=$(squeue -h -r -u "$(id -un)" -o '%F %K %T %r' 2>/dev/null) || return 1
-    queued=$(echo "$tasks" | awk 'NR == FNR { offset[$1] = $2; next } $1 in offset { $2 += offset[$1]; print }' \
-        "$run/slurm/ids" -)
-    queued_ids=$(echo "$queued" | awk '$1 { print $1 }' | sort -un | paste -sd ' ' -)
-    queued=$(echo "$queued" | cut -d ' ' -f 2-)
+    queued=$(squeue -h -r -u "$(id -un)" -o '%F %T %r' 2>/dev/null) || return
+    queued=$(echo "$queued" | awk 'NR == FNR { ours[$1]; next } $1 in ours' "$run/slurm/ids" -)
 }
-
-# refuse_queued: stop where lines of $file are queued on Slurm.
 refuse_queued() {
     queued || refuse "$file: cannot ask Slurm whether its jobs are still queued; delete $run/slurm/ids if they are not"
-    [ -z "$queued_ids" ] || refuse "$file: its lines are queued on Slurm as jobs $queued_ids; see slurm_status.sh, or scancel them"
+    ids=$(echo "$queued" | cut -d ' ' -f 1 | sort -un | paste -sd ' ' -)
+    [ -z "$ids" ] || refuse "$file: its lines are queued on Slurm as jobs $ids; see status.sh, or scancel them"
     rm -f "$run/slurm/ids" 2>/dev/null || :
 }

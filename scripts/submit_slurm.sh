@@ -8,7 +8,7 @@
 # Options of sbatch are written with '=' or in one word (-pgpu) and hold for all FILEs. sbatch hands the environment on:
 # activate the Python environment first. Threads per job: --cpus-per-task. Output of line 7: FILE.run/log/7.log; Slurm's
 # own messages: FILE.run/slurm/. The folders must be on a file system that the nodes share. Exit status: 0, or 2 for bad
-# input and what Slurm refuses. See also slurm_status.sh.
+# input and what Slurm refuses. See also status.sh.
 set -eu
 . "$(dirname -- "$0")/job_runs.sh"
 limit='' files='' options=''
@@ -37,42 +37,33 @@ for name do
     open_run "$name"
     refuse_queued
 done
-
 before='' submitted=''
 for name do
     open_run "$name"
-    freeze
+    begin
     survey
     [ -n "$todo" ] || { say "$file: all $total lines are done"; continue; }
+    eval "set -- $options"
     mkdir -p "$run/slurm"
+    for line in $failed; do rm -f "$run/exit/$line"; done
     ids=''
-    last=${todo##* } offset=0
-    while [ "$offset" -lt "$last" ]; do
-        indices=$(echo "$todo" | tr ' ' '\n' | awk -v offset="$offset" -v size="$array_size" '
-            function put() { if (from) printf "%s%s", comma, from == to ? from : from "-" to; comma = "," }
-            { i = $1 - offset }
-            i < 1 || i > size { next }
-            i == to + 1 && from { to = i; next }
-            { if (from) put(); from = to = i }
-            END { put() }')
-        if [ -n "$indices" ]; then
-            after=$before
-            # The limit is per array: where the file needs several, they take turns.
-            [ -z "$limit" ] || [ -z "$ids" ] || after="${after:+$after,}afterany:${ids##*:}"
-            task="OMP_NUM_THREADS=\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}}; MKL_NUM_THREADS=\$OMP_NUM_THREADS
+    for lines in $(echo "$todo" | xargs -n "$array_size" | tr ' ' ,); do
+        after=$before
+        # The limit is per array: where the file needs several, they take turns.
+        [ -z "$limit" ] || [ -z "$ids" ] || after="${after:+$after,}afterany:${ids##*:}"
+        id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
+            --kill-on-invalid-dep=yes} --array="1-$(echo "$lines" | tr , '\n' | wc -l)${limit:+%$limit}" \
+            --chdir="$root" --open-mode=append --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" <<END
+#!/bin/sh
+OMP_NUM_THREADS=\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}} MKL_NUM_THREADS=\$OMP_NUM_THREADS
 export OMP_NUM_THREADS MKL_NUM_THREADS
-exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \$((SLURM_ARRAY_TASK_ID + $offset))"
-            eval "set -- $options"
-            id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
-                --kill-on-invalid-dep=yes} --array="$indices${limit:+%$limit}" --chdir="$root" --open-mode=append \
-                --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" --wrap="$task") ||
-                refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
-            id=${id%%;*}
-            echo "$id $offset" >>"$run/slurm/ids"
-            ids=$ids:$id submitted="$submitted $id"
-        fi
-        offset=$((offset + array_size))
+exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") "\$(echo $lines | cut -d , -f "\$SLURM_ARRAY_TASK_ID")"
+END
+        ) || refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
+        id=${id%%;*}
+        echo "$id" >>"$run/slurm/ids"
+        ids=$ids:$id submitted="$submitted $id"
     done
-    say "$file: $((total - done_before)) of $total lines submitted as $(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
+    say "$file: $((total - finished)) of $total lines submitted as $(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
     before=afterok$ids
 done

@@ -6,9 +6,9 @@
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 . "$here/../scripts/flags.sh"
-runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} folds='' fold_size=30 rounds=3
+runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} folds='' fold_size=30 rounds=3 jobs=1
 config=${CONFIG:-} python=${PYTHON:-python} overwrite=''
-read_flags 'runs remove which folds fold_size rounds config' overwrite "$@"
+read_flags 'runs remove which folds fold_size rounds jobs config' overwrite "$@"
 case $config in
     '') config=config.json ;;
     /*) ;;
@@ -20,25 +20,12 @@ positive --remove "$remove"
 positive --folds "${folds:-1}"
 positive --fold_size "$fold_size"
 positive --rounds "$rounds"
+positive --jobs "$jobs"
 case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: not cheapest, dearest or random" ;; esac
-
-child='' stopped=''
-trap 'stopped=15; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM
-trap 'stopped=2; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' INT
 
 # job COMMAND...: run it; on TERM or Ctrl-C let it leave its work in good order, then stop.
 job() {
-    status=0
-    if [ -z "$stopped" ]; then
-        "$@" &
-        child=$!
-        wait "$child" || status=$?
-        while kill -0 "$child" 2>/dev/null; do
-            status=0
-            wait "$child" || status=$?
-        done
-        child=''
-    fi
+    attend "$@"
     if [ -n "$stopped" ]; then
         echo "$(basename -- "$0"): stopped; run the same command again to go on" >&2
         end_by "$stopped"
@@ -56,24 +43,21 @@ folder() {
     "$python" -c "$code" "$config"
 }
 
-# train PREFIX FLAGS...: runs 1 to $runs, named PREFIX and their number, with the time left in the log.
+# train PREFIX FLAGS...: runs 1 to $runs, named PREFIX and their number, as lines of a job file, with $flags and FLAGS.
 train() {
-    prefix=$1
+    file=$folder/jobs/train$1.sh name=$1 words=$flags
     shift
-    run=1 trained=0 began=$(date +%s)
+    for word do words="$words $(quoted "$word")"; done
+    run=1 lines=''
     while [ "$run" -le "$runs" ]; do
-        there=1
-        [ -e "$folder/res/res$prefix$run.csv" ] || there=0
-        echo "run $run of $runs begins, $(date '+%Y-%m-%d %H:%M:%S')"
-        job sh "$here/run.sh" --config "$config" "$@" --run "$run" --name "$prefix$run" ${overwrite:+"$overwrite"}
-        if [ "$there" = 1 ]; then began=$(date +%s); else trained=$((trained + 1)); fi
-        if [ "$trained" -gt 0 ]; then
-            spent=$(($(date +%s) - began))
-            left=$(((runs - run) * spent / trained))
-            echo "run $run of $runs done: $((spent / 60)) min $((spent % 60)) s spent, about $((left / 60)) min $((left % 60)) s left"
-        fi
+        lines="${lines}sh sensitivity/run.sh --config $(quoted "$config")$words --run $run --name $name$run $overwrite
+"
         run=$((run + 1))
     done
+    check_line "${lines%%
+*}"
+    fault=$({ mkdir -p "$folder/jobs" && printf %s "$lines" >"$file"; } 2>&1) || refuse "$fault"
+    job sh scripts/run_jobs.sh "$file" -j "$jobs" --again
 }
 
 # results PREFIX: the result files of the runs, quoted.

@@ -1,8 +1,9 @@
 #!/bin/sh
 # The removal experiment: rank the points of run_loop.sh, remove M of them, train again with the same seeds, compare.
 #   nohup ./run_loop_rm.sh > output_rm.log 2>&1 &
-# Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --config FILE --overwrite; others
-# go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly.
+# Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --jobs N (1) --config FILE
+# --overwrite; others go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM
+# stops cleanly.
 . "$(dirname -- "$0")/common.sh"
 refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}
@@ -12,7 +13,6 @@ list=$folder/compo_res/compo_res_all_$removal
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
 job "$python" sensitivity/compo_res/rank.py "$folder/compo_res/compo_res_all_totals.csv" \
     --select "$remove" --which "$which" ${overwrite:+"$overwrite"}
-eval "set -- $flags"
-train "_${removal}_" "$@" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
+train "_${removal}_" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
 job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --which "$which" --remove "$remove" \
     ${overwrite:+"$overwrite"}

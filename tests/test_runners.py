@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,6 +66,14 @@ class Study:
             self.environment.pop(name, None)
         self.environment |= {key: str(value) for key, value in environment.items()}
 
+    def without_parallel(self) -> None:
+        """As where moreutils has installed its own parallel."""
+        other = self.folder / "bin" / "parallel"
+        other.parent.mkdir()
+        other.write_text("#!/bin/sh\necho parallel: invalid option >&2\nexit 1\n")
+        other.chmod(0o755)
+        self.environment["PATH"] = f"{other.parent}:{self.environment['PATH']}"
+
     def write(self, *lines: str, name: str = "jobs.sh", end: str = "\n") -> str:
         (self.folder / name).write_text("\n".join(lines) + end)
         return name
@@ -112,9 +120,12 @@ def study(tmp_path: Path) -> Study:
 
 
 @pytest.fixture(params=["parallel", "xargs"])
-def runner(request: pytest.FixtureRequest) -> tuple[str, str]:
+def runner(request: pytest.FixtureRequest, study: Study) -> str:
+    """Let the runs of the study use GNU parallel, or xargs as where it is not installed."""
     needs(request.param)
-    return "--runner", request.param
+    if request.param == "xargs":
+        study.without_parallel()
+    return str(request.param)
 
 
 def note(word: object) -> str:
@@ -124,7 +135,7 @@ def note(word: object) -> str:
 FAILS = f'{note("fails")}; echo "it is  broken" >&2; test -e "$WORK/mended"'
 
 
-def test_only_what_is_not_done_runs_again(study: Study, runner: Sequence[str]) -> None:
+def test_only_what_is_not_done_runs_again(study: Study, runner: str) -> None:
     lines = [
         f"{note(1)}; echo \"don't  {{}} ; split\" '$HOME' | cat && echo $((1+2))",
         "  # a comment, then a blank line",
@@ -136,7 +147,7 @@ def test_only_what_is_not_done_runs_again(study: Study, runner: Sequence[str]) -
         f"{note(8)}; cat; echo $OMP_NUM_THREADS $MKL_NUM_THREADS",
     ]
     study.write(*lines, end="")
-    first = study.sh("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+    first = study.sh("run_jobs.sh", "jobs.sh", "-j", 2)
     assert first.returncode == 1
     assert study.ran() == ["1", "6", "7", "8", "fails"]
     assert study.exits() == {1: "0", 4: "1", 5: "255", 6: "0", 7: "137", 8: "0"}
@@ -155,85 +166,62 @@ def test_only_what_is_not_done_runs_again(study: Study, runner: Sequence[str]) -
     assert "\r" not in first.stdout + first.stderr
 
     (study.folder / "mended").touch()
-    second = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    second = study.sh("run_jobs.sh", "jobs.sh")
     assert second.returncode == 1 and study.ran() == ["7", "fails"]
     assert "3 of 6 lines to run, 3 done before" in second.stdout and "2 of 6 lines failed" in second.stderr
     study.write(*lines[:4], note(5), lines[5], note(7), lines[7])
-    third = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    third = study.sh("run_jobs.sh", "jobs.sh")
     assert third.returncode == 0 and study.ran() == ["5", "7"] and not third.stderr
     assert third.stdout.endswith("all 6 lines done\n")
-    again = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    again = study.sh("run_jobs.sh", "jobs.sh")
     assert again.returncode == 0 and study.ran() == []
     assert "all 6 lines" in again.stdout and "were done before; --again" in again.stdout
-    forced = study.sh("run_jobs.sh", "jobs.sh", "--again", *runner)
+    forced = study.sh("run_jobs.sh", "jobs.sh", "--again")
     assert forced.returncode == 0 and study.ran() == ["1", "5", "6", "7", "8", "fails"]
 
 
-def test_a_changed_job_file_runs_new_lines_and_keeps_done_ones(study: Study, runner: Sequence[str]) -> None:
+def test_a_changed_job_file_runs_new_lines_and_keeps_done_ones(study: Study) -> None:
     study.write(note("a"), FAILS, note("b"), note("b"), note("gone"))
-    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 1
+    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 1
     assert study.ran() == ["a", "b", "b", "fails", "gone"]
-    study.write("# a new head", note("new"), note("a"), note("b"), FAILS, note("b"), note("b"))
-    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 1
-    assert study.ran() == ["b", "fails", "new"]
-    assert study.exits() == {2: "0", 3: "0", 4: "0", 5: "1", 6: "0", 7: "0"}
-    assert study.log(5) == "it is  broken\n"
+    study.write("# a new head", note("new"), note("a"), note("b"), FAILS, note("b"))
+    changed = study.sh("run_jobs.sh", "jobs.sh")
+    assert changed.returncode == 1 and "2 of 5 lines to run, 3 done before" in changed.stdout
+    assert study.ran() == ["fails", "new"]
+    assert study.exits() == {1: "0", 2: "1", 3: "0", 4: "0", 5: "0", 7: "0"}, "a line keeps its number"
+    assert study.log(2) == "it is  broken\n" and f"line 2, exit status 1: {FAILS}\n" in changed.stderr
     study.write(note("gone"), FAILS, note("new"))
     (study.folder / "mended").touch()
-    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0
-    assert study.ran() == ["fails", "gone"]
-
-
-@pytest.mark.parametrize("ready", [False, True])
-def test_a_change_of_the_job_file_survives_a_kill(study: Study, ready: bool) -> None:
-    study.write(note("a"), note("b"))
     assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0
-    study.ran()
-    study.write(note("new"), note("a"), note("b"))
-    run = study.folder / "jobs.sh.run"
-    new = run / ("new" if ready else ".new.1")
-    for part in ("exit", "log"):
-        (new / part).mkdir(parents=True)
-    if ready:  # killed while the parts were moved into place: the exit files are already there
-        shutil.rmtree(run / "exit")
-        new.joinpath("exit").rename(run / "exit")
-        (run / "exit" / "2").write_text("0\n")
-        shutil.copy(study.folder / "jobs.sh", new / "jobs.sh")
-    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0
-    assert study.ran() == (["b", "new"] if ready else ["new"])
-    assert sorted(path.name for path in run.iterdir() if "new" in path.name) == []
+    assert study.ran() == ["fails"]
 
 
-def test_exit_files_are_the_truth_and_not_the_job_log(study: Study) -> None:
+def test_exit_files_are_the_truth_whoever_has_run_the_lines(study: Study) -> None:
     needs("parallel")
     study.write(note(1), note(2), note(3))
-    flags = "jobs.sh", "--runner"
-    assert study.sh("run_jobs.sh", *flags, "parallel").returncode == 0
+    assert "at a time with parallel" in study.sh("run_jobs.sh", "jobs.sh").stdout
     run = study.folder / "jobs.sh.run"
     rows = [row.split("\t") for row in (run / "joblog").read_text().splitlines()]
     assert sorted(row[0] for row in rows[1:]) == ["1", "2", "3"] and all(float(row[3]) > 0 for row in rows[1:])
     study.ran()
     (run / "exit" / "1").unlink()
     (run / "exit" / "2").write_text("")  # as after a loss of power
-    assert study.sh("run_jobs.sh", *flags, "parallel").returncode == 0
+    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0
     assert study.ran() == ["1", "2"]
     (run / "exit" / "3").unlink()
-    assert study.sh("run_jobs.sh", *flags, "xargs").returncode == 0
+    study.without_parallel()
+    assert "at a time with xargs" in study.sh("run_jobs.sh", "jobs.sh").stdout
     assert study.ran() == ["3"]
-    (run / "joblog").unlink()
-    (run / "exit" / "2").unlink()
-    assert study.sh("run_jobs.sh", *flags, "parallel").returncode == 0
-    assert study.ran() == ["2"]
 
 
 @pytest.mark.parametrize(("how", "status"), [("TERM", -15), ("INT", -2), ("HUP", -1)])
-def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(
-    study: Study, runner: Sequence[str], how: str, status: int
-) -> None:
+def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(study: Study, runner: str, how: str, status: int) -> None:
     line = f'python "$WORK/saver.py" "$WORK/ran"; {note("done")}'
     study.write(*[line] * 4)
-    process = study.start("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+    process = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
     wait_until(lambda: len(study.read("started")) == 2, "two jobs at work")
+    status_now = study.sh("status.sh", "jobs.sh")
+    assert status_now.returncode == 3 and ": 0 of 4 lines done, 2 running, 2 waiting, 0 failed" in status_now.stdout
     if how == "INT":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
@@ -245,26 +233,44 @@ def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(
     assert stopped.stderr.count(" stopped with status 143") == 2 and "FAILED" not in stopped.stderr
     assert study.ran() == [] and len(study.read("started")) == 2 and set(study.exits().values()) == {"143"}
     (study.folder / "go").touch()
-    assert study.sh("run_jobs.sh", "jobs.sh", "-j", 2, *runner).returncode == 0
+    assert study.sh("run_jobs.sh", "jobs.sh", "-j", 2).returncode == 0
     assert study.ran() == ["done"] * 4
 
 
-def test_a_killed_runner_starts_nothing_new_and_its_jobs_are_waited_for(study: Study, runner: Sequence[str]) -> None:
+def test_a_killed_runner_starts_nothing_new_and_its_jobs_are_waited_for(study: Study, runner: str) -> None:
     study.write(*[f'python "$WORK/saver.py" "$WORK/ran"; {note(line)}' for line in range(1, 6)])
-    process = study.start("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+    process = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
     wait_until(lambda: len(study.read("started")) == 2, "two jobs at work")
     process.kill()
     process.wait()
-    study.write(note(0), *study.read("jobs.sh"))
-    assert_refused(study.sh("run_jobs.sh", "jobs.sh", *runner), "jobs.sh: has changed", "while its lines are running")
-    study.write(*study.read("jobs.sh")[1:])
-    second = study.start("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+    status = study.sh("status.sh", "jobs.sh")
+    assert status.returncode == 3 and ": 0 of 5 lines done, 2 running, 0 waiting, 0 failed, 3 not run" in status.stdout
+    second = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
     assert second.stdout
     said = [second.stdout.readline() for _ in range(3)]
     assert "5 of 5 lines to run" in said[0] and all("still runs in another process" in text for text in said[1:])
     (study.folder / "go").touch()
     assert study.end(second).returncode == 0
     assert study.ran() == ["1", "2", "3", "4", "5"]
+
+
+def test_a_loop_that_is_a_line_gets_one_signal(study: Study, runner: str) -> None:
+    """The training of a loop within a job file, with a program in place of Python that saves like one."""
+    python = study.folder / "stand_in"
+    skip = f'[ "$1" != -c ] || {{ echo "{study.folder}"; exit; }}; [ -z "$FLAGS_ONLY" ] || exit 0'
+    python.write_text(f'#!/bin/sh\n{skip}\nexec python "$WORK/saver.py" "$WORK/ran"\n')
+    python.chmod(0o755)
+    study.environment["PYTHON"] = str(python)
+    study.write("sh sensitivity/run_loop.sh --runs 3 --jobs 2")
+    process = study.start("run_jobs.sh", "jobs.sh")
+    wait_until(lambda: len(study.read("started")) == 2, "two runs at work")
+    process.terminate()
+    stopped = study.end(process)
+    assert stopped.returncode == -15 and "stopped, 0 of 1 lines done" in stopped.stderr
+    assert study.read("saved") == ["1", "1"] and len(study.read("started")) == 2, study.log(1)
+    assert "run_loop.sh: stopped; run the same command again" in study.log(1)
+    (study.folder / "go").touch()
+    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0 and len(study.read("started")) == 5
 
 
 def kill_all(study: Study) -> None:
@@ -285,36 +291,43 @@ def kill_all(study: Study) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
-def test_any_moment_of_a_kill_loses_no_line(study: Study, runner: Sequence[str]) -> None:
+def test_any_moment_of_a_kill_loses_no_line(study: Study, runner: str) -> None:
     random = np.random.default_rng(0)
     lines: list[str] = []
     counted: Counter[str] = Counter()
     for kill in range(10):
         lines.insert(int(random.integers(len(lines) + 1)), f"{note(kill)}; sleep 0.0{random.integers(1, 6)}")
         study.write(*lines)
-        process = study.start("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+        process = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
         time.sleep(float(random.uniform(0, 0.4)))
         kill_all(study)
         study.end(process)
         counted.update(study.ran())
-    done = study.sh("run_jobs.sh", "jobs.sh", "-j", 2, *runner)
+    done = study.sh("run_jobs.sh", "jobs.sh", "-j", 2)
     assert done.returncode == 0, done.stderr
     counted.update(study.ran())
     assert set(counted) == {str(kill) for kill in range(10)}
     assert study.exits() == dict.fromkeys(range(1, 11), "0")
     run = study.folder / "jobs.sh.run"
-    assert study.read("jobs.sh") == study.read("jobs.sh.run/jobs.sh")
-    kept = {"exit", "log", "jobs.sh", "lock"} | ({"joblog"} if "parallel" in runner else set())
+    assert sorted(study.read("jobs.sh")) == sorted(study.read("jobs.sh.run/jobs.sh"))
+    assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0 and study.ran() == []
+    kept = {"exit", "log", "jobs.sh", "lock"} | ({"joblog"} if runner == "parallel" else set())
     assert {path.name for path in run.iterdir()} == kept
-    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0 and study.ran() == []
 
 
 def test_two_runners_share_a_job_file(study: Study) -> None:
     needs("parallel")
-    study.write(*[f"sleep 0.1; {note(line)}" for line in range(10, 20)])
-    processes = [study.start("run_jobs.sh", "jobs.sh", "-j", 3, "--runner", name) for name in ("parallel", "xargs")]
-    assert [study.end(process).returncode for process in processes] == [0, 0]
-    assert study.ran() == [str(line) for line in range(10, 20)]
+    study.write(*[f'python "$WORK/saver.py" "$WORK/ran"; {note(line)}' for line in range(1, 6)])
+    first = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
+    wait_until(lambda: len(study.read("started")) == 2, "two jobs at work")
+    study.without_parallel()
+    second = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
+    assert second.stdout
+    said = [second.stdout.readline() for _ in range(3)]
+    assert "with xargs" in said[0] and all("still runs in another process" in text for text in said[1:])
+    (study.folder / "go").touch()
+    assert [study.end(process).returncode for process in (first, second)] == [0, 0]
+    assert study.ran() == ["1", "2", "3", "4", "5"]
 
 
 def with_gpus(study: Study, *names: str) -> None:
@@ -350,60 +363,60 @@ def test_lines_run_on_the_gpu_unless_they_say_otherwise(study: Study) -> None:
     assert study.sh("run_jobs.sh", "cpu.sh").returncode == 0 and study.log(1, "cpu.sh") == "\n"
 
 
-def test_threads_the_user_has_set_are_kept(study: Study, runner: Sequence[str]) -> None:
+def test_threads_the_user_has_set_are_kept(study: Study) -> None:
     study.write("echo $OMP_NUM_THREADS $MKL_NUM_THREADS")
     study.environment["OMP_NUM_THREADS"] = "3"
-    result = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    result = study.sh("run_jobs.sh", "jobs.sh")
     assert result.returncode == 0 and study.log(1) == "3 3\n" and "3 threads each" in result.stdout
     study.environment["MKL_NUM_THREADS"] = "2"
-    assert study.sh("run_jobs.sh", "jobs.sh", "--again", *runner).returncode == 0 and study.log(1) == "3 2\n"
+    assert study.sh("run_jobs.sh", "jobs.sh", "--again").returncode == 0 and study.log(1) == "3 2\n"
 
 
 @pytest.mark.parametrize("answer", ["flock: 9: No locks available; exit 71", "flock: 8: Not supported; exit 65", ""])
-def test_a_file_system_without_locks_is_said_once(study: Study, runner: Sequence[str], answer: str) -> None:
-    """What flock answers there; without one at all, nothing else changes."""
+def test_a_file_system_without_locks_is_said_once(study: Study, answer: str) -> None:
+    """What flock answers there; without util-linux (flock, setsid), nothing else changes."""
+    study.without_parallel()
     programs, path = study.folder / "bin", study.environment["PATH"]
-    programs.mkdir()
     if answer:
         text, status = answer.split("; ")
         (programs / "flock").write_text(f"#!/bin/sh\necho '{text}' >&2\n{status}\n")
         (programs / "flock").chmod(0o755)
-        study.environment["PATH"] = f"{programs}:{path}"
-    elif "parallel" in runner:
-        pytest.skip("GNU parallel does not start from a folder of links")
     else:
         for program in (program for folder in path.split(":") for program in Path(folder).glob("*")):
-            if program.name != "flock" and not (programs / program.name).exists():
+            if program.name not in ("flock", "setsid") and not (programs / program.name).exists():
                 (programs / program.name).symlink_to(program)
         study.environment["PATH"] = str(programs)
     study.write(note(1), note(2), FAILS)
-    result = study.sh("run_jobs.sh", "jobs.sh", *runner)
+    result = study.sh("run_jobs.sh", "jobs.sh")
     assert result.returncode == 1 and study.ran() == ["1", "2", "fails"], result.stdout + result.stderr
     said = [line for line in result.stderr.splitlines() if "no locks here" in line]
     assert len(said) == 1 and "do not run the same file twice at once" in said[0]
     assert (answer.split(": ")[-1].split(";")[0] or "flock is not installed") in said[0]
-    (study.folder / "mended").touch()
-    assert study.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0 and study.ran() == ["fails"]
+    study.write('python "$WORK/saver.py" "$WORK/ran"')
+    process = study.start("run_jobs.sh", "jobs.sh")
+    wait_until(lambda: study.read("started"), "a job at work")
+    process.terminate()
+    assert study.end(process).returncode == -15 and study.read("saved") == ["1"]
 
 
-def test_jobs_are_spread_over_gpus(study: Study, runner: Sequence[str]) -> None:
+def test_jobs_are_spread_over_gpus(study: Study) -> None:
     with_gpus(study, "4", "6", "0", "GPU-1b")
     meet = 'touch "$WORK/at.$$"; until [ "$(ls "$WORK" | grep -c "^at[.]")" -ge %d ]; do sleep 0.05; done'
     use = 'sh -c "echo \\$CUDA_VISIBLE_DEVICES" >>"$WORK/gpus"'
     study.write(*[f"{meet % 4}; {use}"] * 4)
-    assert study.sh("run_jobs.sh", "jobs.sh", "-j", 4, "--gpus", "4,6", *runner).returncode == 0
+    assert study.sh("run_jobs.sh", "jobs.sh", "-j", 4, "--gpus", "4,6").returncode == 0
     assert sorted(study.read("gpus")) == ["4", "4", "6", "6"]
     study.write(*[f"{meet % 6}; {use}"] * 2, name="default.sh")
-    assert study.sh("run_jobs.sh", "default.sh", "--gpus", "0,GPU-1b", *runner).returncode == 0
+    assert study.sh("run_jobs.sh", "default.sh", "--gpus", "0,GPU-1b").returncode == 0
     assert sorted(study.read("gpus")[4:]) == ["0", "GPU-1b"]
 
 
-def test_retries(study: Study, runner: Sequence[str]) -> None:
+def test_retries(study: Study) -> None:
     study.write('echo try | tee -a "$WORK/tries"; test "$(wc -l <"$WORK/tries")" -ge 3', note("other"))
-    assert study.sh("run_jobs.sh", "jobs.sh", "--retries", 1, *runner).returncode == 1
+    assert study.sh("run_jobs.sh", "jobs.sh", "--retries", 1).returncode == 1
     assert study.read("tries") == ["try"] * 2
     (study.folder / "tries").unlink()
-    assert study.sh("run_jobs.sh", "jobs.sh", "--retries", 2, *runner).returncode == 0
+    assert study.sh("run_jobs.sh", "jobs.sh", "--retries", 2).returncode == 0
     assert study.read("tries") == ["try"] * 3 and study.ran() == ["other"]
     assert study.exits() == {1: "0", 2: "0"}
 
@@ -421,7 +434,6 @@ def test_retries(study: Study, runner: Sequence[str]) -> None:
         ("true\n", ["--gpus", "0,,1"], ["--gpus 0,,1"]),
         ("true\n", ["--gpus", "0;1"], ["--gpus 0;1"]),
         ("true\n", ["--retries", "x"], ["--retries x"]),
-        ("true\n", ["--runner", "make"], ["--runner make"]),
         ("true\n", ["--sshloginfile", "nowhere"], ["--sshloginfile nowhere"]),
         ("true\n", ["--verbose"], ["--verbose"]),
         ("true\n", ["jobs.sh"], ["one job file"]),
@@ -437,7 +449,7 @@ def test_bad_input_is_refused_before_any_work(
     assert sorted(study.folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("script", ["run_jobs.sh", "submit_slurm.sh", "slurm_status.sh"])
+@pytest.mark.parametrize("script", ["run_jobs.sh", "submit_slurm.sh", "status.sh"])
 def test_help_and_no_arguments(study: Study, script: str) -> None:
     result = study.sh(script, "--help")
     assert result.returncode == 0 and f"sh scripts/{script} FILE" in result.stdout and "Exit status" in result.stdout
@@ -445,22 +457,10 @@ def test_help_and_no_arguments(study: Study, script: str) -> None:
     assert_refused(study.sh(script), "a job file is needed")
 
 
-def test_another_program_named_parallel_is_not_used(study: Study) -> None:
-    other = study.folder / "bin" / "parallel"
-    other.parent.mkdir()
-    other.write_text("#!/bin/sh\necho parallel: invalid option >&2\nexit 1\n")
-    other.chmod(0o755)
-    study.environment["PATH"] = f"{other.parent}:{study.environment['PATH']}"
-    study.write(note(1))
-    assert_refused(study.sh("run_jobs.sh", "jobs.sh", "--runner", "parallel"), "GNU parallel is not installed")
-    result = study.sh("run_jobs.sh", "jobs.sh")
-    assert result.returncode == 0 and "with xargs" in result.stdout and study.ran() == ["1"]
-
-
-def test_a_folder_that_cannot_be_written_is_named(study: Study, runner: Sequence[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_named(study: Study) -> None:
     study.write(note(1))
     (study.folder / "jobs.sh.run").touch()
-    assert_refused(study.sh("run_jobs.sh", "jobs.sh", *runner), "jobs.sh.run", "File exists")
+    assert_refused(study.sh("run_jobs.sh", "jobs.sh"), "jobs.sh.run", "File exists")
     assert study.ran() == []
 
 
@@ -476,22 +476,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_or_read_only_disk_loses_nothing(small_disk: Path, runner: Sequence[str], study: Study) -> None:
+def test_a_full_or_read_only_disk_loses_nothing(small_disk: Path, study: Study) -> None:
     small = Study(small_disk, WORK=study.folder)
     small.write(note(1), f"{note(2)}; head -c 200000 /dev/zero", note(3))
-    full = small.sh("run_jobs.sh", "jobs.sh", "-j", 1, *runner)
+    full = small.sh("run_jobs.sh", "jobs.sh", "-j", 1)
     assert full.returncode == 1 and "2 of 3 lines failed:" in full.stderr, full.stderr
     assert "jobs.sh.run/exit/2 cannot be written (disk full?); it will be run again" in full.stderr
     assert study.ran()[:2] == ["1", "2"] and small.exits()[1] == "0" and small.exits().get(2) != "0"
     small.write(note(1), note(2), note(3), note(4))
-    assert_refused(small.sh("run_jobs.sh", "jobs.sh", *runner), "jobs.sh", "No space left on device")
+    assert_refused(small.sh("run_jobs.sh", "jobs.sh"), "jobs.sh", "No space left on device")
     assert study.ran() == []
     (small_disk / "jobs.sh.run" / "log" / "2.log").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert_refused(small.sh("run_jobs.sh", "jobs.sh", *runner), "jobs.sh.run", "Read-only file system")
+    assert_refused(small.sh("run_jobs.sh", "jobs.sh"), "jobs.sh.run", "Read-only file system")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     small.write(note(1), note(2), note(3), note(4))
-    assert small.sh("run_jobs.sh", "jobs.sh", *runner).returncode == 0
+    assert small.sh("run_jobs.sh", "jobs.sh").returncode == 0
     assert {"2", "4"} <= set(study.ran()) <= {"2", "3", "4"}
 
 
@@ -580,34 +580,35 @@ def test_a_chain_on_slurm_is_split_limited_and_resumed(cluster: Study) -> None:
     cluster.write(*many[:2], "# no job", FAILS, *many[4:], name="train.sh")
     cluster.write(f"{note('score')}; echo $OMP_NUM_THREADS $MKL_NUM_THREADS; python -c 'import torch'", name="score.sh")
     chain = "train.sh", "score.sh"
-    status = cluster.sh("slurm_status.sh", *chain)
-    assert status.returncode == 1 and status.stdout.count("not submitted yet") == 2
+    status = cluster.sh("status.sh", *chain)
+    assert status.returncode == 1
+    assert "train.sh: 0 of 8 lines done, 0 running, 0 waiting, 0 failed, 8 not run" in status.stdout
 
     flags = "--max-jobs", 2, "--mem=1", "--comment=it's  one", "--cpus-per-task=2"
     ids = submitted(cluster, *chain, *flags)
-    assert len(ids) == 4, "eight lines in arrays of four and a chained file"
+    assert len(ids) == 3, "eight lines in arrays of four and a chained file"
     assert len(queue(cluster)) == 9
-    status = cluster.sh("slurm_status.sh", *chain)
+    status = cluster.sh("status.sh", *chain)
     assert status.returncode == 3
     assert "train.sh: 0 of 8 lines done, 0 running, 8 waiting (" in status.stdout
     assert "score.sh: 0 of 1 lines done, 0 running, 1 waiting (" in status.stdout
     for script, names in (("submit_slurm.sh", chain), ("run_jobs.sh", chain[:1])):
-        assert_refused(cluster.sh(script, *names), "train.sh", "queued on Slurm as jobs " + " ".join(ids[:3]))
-    wait_until(lambda: cluster.sh("slurm_status.sh", *chain).returncode != 3, "the array is over")
+        assert_refused(cluster.sh(script, *names), "train.sh", "queued on Slurm as jobs " + " ".join(ids[:2]))
+    wait_until(lambda: cluster.sh("status.sh", *chain).returncode != 3, "the array is over")
 
-    status = cluster.sh("slurm_status.sh", *chain)
+    status = cluster.sh("status.sh", *chain)
     assert status.returncode == 1 and queue(cluster) == []
-    assert "train.sh: 7 of 8 lines done, 0 running, 0 waiting, 1 failed, 0 not queued" in status.stdout
+    assert "train.sh: 7 of 8 lines done, 0 running, 0 waiting, 1 failed, 0 not run" in status.stdout
     assert f"line 4, exit status 1: {FAILS}\n    log: {cluster.folder}/train.sh.run/log/4.log" in status.stdout
-    assert "score.sh: 0 of 1 lines done, 0 running, 0 waiting, 0 failed, 1 not queued" in status.stdout
+    assert "score.sh: 0 of 1 lines done, 0 running, 0 waiting, 0 failed, 1 not run" in status.stdout
     assert cluster.ran() == ["1", "2", "5", "6", "7", "8", "9", "fails"]
     assert max(map(int, cluster.read("crowd"))) == 2
     assert cluster.log(4, "train.sh") == "it is  broken\n"
 
     (cluster.folder / "mended").touch()
     assert len(submitted(cluster, *chain, *flags)) == 2
-    wait_until(lambda: cluster.sh("slurm_status.sh", *chain).returncode != 3, "the rest is over")
-    status = cluster.sh("slurm_status.sh", *chain)
+    wait_until(lambda: cluster.sh("status.sh", *chain).returncode != 3, "the rest is over")
+    status = cluster.sh("status.sh", *chain)
     assert status.returncode == 0 and "train.sh: 8 of 8" in status.stdout and "score.sh: 1 of 1" in status.stdout
     assert cluster.ran() == ["fails", "score"]
     assert cluster.log(1, "score.sh") == "2 2\n"
@@ -622,20 +623,20 @@ def test_requeued_and_cancelled_lines_on_slurm_go_on(cluster: Study) -> None:
     ids = submitted(cluster, "jobs.sh")
     wait_until(lambda: len(cluster.read("started")) == 2, "two lines at work")
     wait_until(lambda: cluster.exits() == {3: "0"}, "the short line is done")
-    assert "1 of 3 lines done, 2 running" in cluster.sh("slurm_status.sh", "jobs.sh").stdout
+    assert "1 of 3 lines done, 2 running" in cluster.sh("status.sh", "jobs.sh").stdout
     subprocess.run(["scontrol", "requeue", f"{ids[0]}_1"], env=cluster.environment, check=True)
     subprocess.run(["scancel", f"{ids[0]}_2"], env=cluster.environment, check=True)
     wait_until(lambda: len(cluster.read("saved")) == 2, "both have saved")
     wait_until(lambda: len(cluster.read("started")) == 3, "the requeued line is at work again")
     assert cluster.read("saved") == ["1", "1"]
-    status = cluster.sh("slurm_status.sh", "jobs.sh")
+    status = cluster.sh("status.sh", "jobs.sh")
     assert status.returncode == 3 and "1 of 3 lines done, 1 running, 0 waiting, 1 failed" in status.stdout
     assert "line 2, exit status 143" in status.stdout
     (cluster.folder / "go").touch()
     wait_until(lambda: queue(cluster) == [], "the requeued line is done")
     assert cluster.log(1) == "begun\nbegun\n" and cluster.exits() == {1: "0", 2: "143", 3: "0"}
     assert len(submitted(cluster, "jobs.sh")) == 1
-    wait_until(lambda: cluster.sh("slurm_status.sh", "jobs.sh").returncode == 0, "all done")
+    wait_until(lambda: cluster.sh("status.sh", "jobs.sh").returncode == 0, "all done")
     assert cluster.ran() == ["done", "done", "short"]
 
 
@@ -654,7 +655,7 @@ def test_what_slurm_cannot_take_is_refused(cluster: Study) -> None:
     cluster.environment["SLURM_CONF"] = str(cluster.folder / "slurm.conf")
     ids = cluster.folder / "jobs.sh.run" / "slurm" / "ids"
     ids.write_text("1 0\n")
-    for script in ("slurm_status.sh", "submit_slurm.sh", "run_jobs.sh"):
+    for script in ("status.sh", "submit_slurm.sh", "run_jobs.sh"):
         assert_refused(cluster.sh(script, "jobs.sh"), "Slurm")
 
 
@@ -664,6 +665,8 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
     made = {}
     for way in ("sh", "parallel", "xargs", "slurm"):
         study = Study(tmp_path / way, SLURM_CONF=slurm, OMP_NUM_THREADS=1)
+        if way == "xargs":
+            study.without_parallel()
         config = write_config(study.folder)
         for generator, runs_per_job, *flags in (
             ("create_fz_train_jobs.sh", 3, "--subset", 200, "--epochs", 2),
@@ -678,7 +681,7 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
             study.write(f"{draw} {study.folder}/figure_dir {parameters}", name="notebook.sh")
             chain = "train.sh", "score.sh", "notebook.sh"
             assert len(submitted(study, *chain)) == 3
-            done = ["slurm_status.sh", *chain]
+            done = ["status.sh", *chain]
             wait_until(lambda study=study, done=done: study.sh(*done).returncode != 3, "the study is over", 300)
             result = study.sh(*done)
             assert result.returncode == 0, result.stdout + study.log(1, "notebook.sh")
@@ -687,7 +690,7 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
             if way == "sh":
                 subprocess.run(["sh", study.folder / name], cwd=ROOT, env=study.environment, check=True)
             elif way != "slurm":
-                result = study.sh("run_jobs.sh", name, "-j", 2, "--runner", way)
+                result = study.sh("run_jobs.sh", name, "-j", 2)
                 assert result.returncode == 0, result.stderr
         made[way] = {key: tree(study.folder / key) for key in ("fz_model_dir", "score_dir")}
     assert made["sh"] == made["parallel"] == made["xargs"] == made["slurm"]

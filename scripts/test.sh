@@ -12,7 +12,7 @@ ruff check .
 ruff format --check .
 mypy .
 if command -v shellcheck >/dev/null; then
-    shellcheck -x --source-path=SCRIPTDIR scripts/*.sh sensitivity/*.sh tests/*.sh
+    shellcheck -x --source-path=SCRIPTDIR scripts/*.sh sensitivity/*.sh tests/*.sh docs/mnist_study/*.sh
 else
     echo "shellcheck is not installed: the shell scripts are not linted" >&2
 fi

@@ -4,7 +4,8 @@
 # after count. Writes <mechanism>_*.csv beside this file, and the table in README.md.
 set -eu
 . "$(dirname -- "$0")/../../scripts/flags.sh"
-[ $# -eq 2 ] || { help >&2; exit 2; }
+case ${1:-} in -h | --help) help ;; esac
+[ $# -eq 2 ] || refuse "CORRECTED and PUBLISHED are needed; see --help"
 for folder in "$1" "$2"; do
     [ -e "$folder/res/res1.csv" ] || refuse "$folder/res/res1.csv: no such run; run.sh makes it"
 done

@@ -5,7 +5,8 @@
 # was. 35 runs in all; the most telling come first, so that make.sh has something to say of a part of them.
 set -eu
 . "$(dirname -- "$0")/../../scripts/flags.sh"
-[ $# -ge 2 ] || { help >&2; exit 2; }
+case ${1:-} in -h | --help) help ;; esac
+[ $# -ge 2 ] || refuse "CORRECTED.json and PUBLISHED.json are needed; see --help"
 for config in "$1" "$2"; do
     [ -f "$config" ] || refuse "$config: no such configuration"
 done

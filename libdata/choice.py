@@ -15,7 +15,8 @@ NORMALIZATIONS = ("unit", "standard")
 
 def _unknown(name: str) -> str | None:
     own = name.endswith(".npz") or ":" in name or Path(name).expanduser().is_dir()
-    known = f"unknown; known: {', '.join(BUILT_IN)}, an .npz file, a folder, an import path"
+    what = "no such folder" if "/" in name else "unknown"
+    known = f"{what}; known: {', '.join(BUILT_IN)}, an .npz file, a folder, an import path"
     return None if own or name in BUILT_IN else known
 
 

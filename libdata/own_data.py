@@ -376,7 +376,8 @@ def _read_folder(name: str, states: tuple[tuple[Any, ...], ...], image_size: int
         if image.size != first[1]:
             sizes = [f"{width} x {height}" for width, height in (image.size, first[1])]
             raise InputError(
-                f"{file}: {sizes[0]} pixels, but {first[0]} has {sizes[1]}; mixed sizes need an image size"
+                f"{file}: {sizes[0]} pixels, but {first[0]} has {sizes[1]}; mixed sizes need an image size "
+                "(--image_size)"
             )
         pixels[split].append(np.asarray(image).reshape(*reversed(image.size), -1).transpose(2, 0, 1))
         labels[split].append(label)

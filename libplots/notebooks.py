@@ -192,6 +192,35 @@ def about(results: SensitivityResults, dataset: str | None = None) -> dict[str, 
     }
 
 
+def kept_examples(
+    dataset: str, index: np.ndarray, kept: Mapping[str, Any], where: str | Path, data_dir: Path, **how: Any
+) -> Dataset:
+    """Load the examples that results are about, resized as they were for them where they differ in size.
+
+    Args:
+        dataset: The data set, in any form that --dataset takes.
+        index: Positions of the examples.
+        kept: What the results' sidecar says of their data; empty where there is none, as with released models.
+        where: The results.
+        data_dir: Folder of the built-in data sets.
+        how: More for `libdata.datasets.load_dataset`.
+
+    Raises:
+        InputError: As `load_dataset`; the data have another content than the results'.
+    """
+    from libdata.datasets import check_same_content, load_dataset
+
+    try:
+        examples = load_dataset(dataset, "train", data_dir, index=index, **how)
+    except InputError as error:
+        if "image size" not in str(error) or not kept.get("image_size"):
+            raise
+        examples = load_dataset(dataset, "train", data_dir, index=index, image_size=kept["image_size"], **how)
+    if kept:
+        check_same_content(examples, kept, where)
+    return examples
+
+
 def measured_examples(dataset: str, points: np.ndarray, file: Path, data_dir: Path) -> Dataset:
     """Load measured points of a data set, in any form that --dataset takes.
 

@@ -69,8 +69,8 @@ def reliability(
 
 
 def stepped_up(r: float, times: float = 2.0) -> float:
-    """Return k r / (1 + (k - 1) r): the reliability of k times as many runs as those whose reliability is r."""
-    return times * r / (1 + (times - 1) * r) if r > -1 / max(times, 1) else float("nan")
+    """Return k r / (1 + (k - 1) r), at least -1: the reliability of k times as many runs as those that have r."""
+    return max(-1.0, times * r / (1 + (times - 1) * r)) if r > -1 / max(times, 1) else float("nan")
 
 
 def corrected(correlation: float, reliability_x: float, reliability_y: float) -> float:

@@ -7,6 +7,7 @@ for every name B values, a tensor or an array, each of its own example alone, si
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from libscores import curvature as curvatures
 from libscores import logit_scores
 from libscoring.settings import BUILT_IN, ScoreSettings
 from libstore.errors import InputError
+from libstore.score_columns import MEANINGS
 from libstore.scores import CURVATURE_FORMAT
 from libtrain.per_example import PerExampleGradients
 
@@ -133,6 +135,10 @@ SCORES = {
     )
 }  # fmt: skip
 assert set(SCORES) == set(BUILT_IN)
+_TAKEN = {"example", "label", "part", "epsilon_sensitivity", *MEANINGS}
+"""Names of columns of the score table that mean something else."""
+_TAKEN_STARTS = ("private_", "instance_")
+_NAME = re.compile(r"[\w.-]+")
 
 
 def find_scores(text: str) -> list[Score]:
@@ -166,6 +172,9 @@ def _own_score(text: str) -> Score:
             result = call(function, text, model, x.clone(), y, examples)
             if not isinstance(result, Mapping) or not all(isinstance(key, str) for key in result):
                 raise InputError(f"{text}: expected arrays by name, it returned {kind_of(result)}")
+            for key in result:
+                if key in _TAKEN or key.startswith(_TAKEN_STARTS) or key.endswith("_se") or not _NAME.fullmatch(key):
+                    raise InputError(f"{text}: {key!r} cannot be the name of a score of your own, return another")
             return result
 
         return score

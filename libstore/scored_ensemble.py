@@ -6,10 +6,10 @@ Only runs that belong together are read: libstore.comparable has the rule.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -164,8 +164,15 @@ class ScoredEnsemble:
 
     def tokens(self) -> bool:
         """Tell whether the runs' inputs are token ids, as far as a sidecar says so."""
+        return bool(self._settings().get("model", {}).get("tokens", False))
+
+    def data(self) -> Mapping[str, Any]:
+        """Return what a sidecar says of the data that the runs are about; nothing of released models."""
+        return self._settings().get("data", {})
+
+    def _settings(self) -> Mapping[str, Any]:
         arrays = kept(self._folder(self.runs[0]) / "aux_arrays.npz")
-        return bool(arrays and arrays.settings.get("model", {}).get("tokens", False))
+        return arrays.settings if arrays else {}
 
     def _losses(self, run: int, arrays: RunArrays) -> np.ndarray | None:
         """Return the cross-entropy of every example under a run, (N,), from the cheapest source there is.

@@ -261,7 +261,11 @@ def measure_stages(
     import pandas as pd
 
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-    wanted = stage_steps(stages, trainer.plan.steps, checkpoints.steps)
+    shares = list(stages)
+    wanted = stage_steps(shares, trainer.plan.steps, checkpoints.steps)
+    if len(wanted) < len(shares):
+        kept = f"{len(checkpoints.steps)} checkpoints of {trainer.plan.steps} steps"
+        cli.warn(f"{checkpoints.folder}: {len(wanted)} stages in place of {len(shares)}, for {kept}; see --save_freq")
     tables: list[pd.DataFrame] = []
     with cli.progress(len(wanted), f"measuring {checkpoints.folder.name}", "stages") as bar:
         for step in wanted:

@@ -74,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = [(ranked, table_bytes({"point": points, TOTAL: costs}))]
     if args.select:
         chosen = select_points(points, costs, args.select, args.which, args.seed)
+        inside = np.isin(points, chosen)
+        tied = np.intersect1d(costs[inside], costs[~inside])
+        if args.which != "random" and tied.size:
+            alike = int(np.isin(costs, tied).sum())
+            cli.warn(f"{args.file}: {alike} points cost the same as the last one chosen; their order decides")
         settings = settings | {"select": args.select, "which": args.which, "seed": args.seed}
         before = np.empty(0, np.int64)
         if args.removed:

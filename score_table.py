@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = check_content(part.columns, content, f"{dataset} as it is now")
     whole = Gathered.of(parts)
     for name, command in whole.missing.items():
-        print(f"missing: {name}; to make it: {command} (--config {args.config})")
+        print(f"missing: {name}; to make it: {command}  # with --config {args.config}")
     if not whole.columns:
         told = f"{next(iter(whole.missing.values()))} --config {args.config}"
         raise InputError(f"no score of {dataset} and {network.name} is there; to make one: {told}")

@@ -23,6 +23,7 @@ import numpy as np
 
 from libdata.datasets import check_same_content, dataset_size, load_splits
 from libstore.config import load_config
+from libstore.errors import InputError
 from libstore.fz import run_dir
 from libstore.index import check_index_content, read_index
 from libstore.store import read_sidecar
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every, args.together, record
     )
 
+    if args.stop_run <= args.start_run:
+        raise InputError(f"--stop_run {args.stop_run}: leaves no run from --start_run {args.start_run} on")
     root, ratio = config.fz_models(data.name) / f"{data.name}_{network.name}", str(shared.ratio)
     replaced = {str(run) for run in range(args.start_run, args.stop_run)} if args.overwrite else set()
     for other in sorted((root / ratio).glob("*/aux_arrays.json")):

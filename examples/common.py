@@ -36,7 +36,8 @@ def study(folder: Path, dataset: str, arch: str, *training: str, scoring: tuple[
     """
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "config.json"
-    config_file.write_text(json.dumps({key: key for key in ("data_dir", "fz_model_dir", "private_model_dir")}))
+    keys = {f"{name}_dir": name for name in ("fz_model", "private_model", "score", "figure")}
+    config_file.write_text(json.dumps({"data_dir": str(load_config().data_dir), **keys}))
     both = ["--dataset", dataset, "--arch", arch, "--config", str(config_file)]
     train_fz_models.main([*both, *training])
     calc_curv_fz_models.main([*both, *scoring])

@@ -119,10 +119,11 @@ def private_scores(places: Places, suffix: str, h: float) -> Gathered:
     Raises:
         InputError: Models do not belong together, or a file is damaged.
     """
-    train = places.command("train_dp.py", "--epsilon E --seed S --subset FILE")
+    train = places.command("train_dp.py", "--epsilon E --seed S [--subset FILE]")
     if not any(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/model.pt")):
         names = ("private_curvature_eps_E", "private_loss_eps_E", "private_memorization_eps_E", "epsilon_sensitivity")
-        return Gathered(missing=dict.fromkeys(names, f"{train} for several E and S"))
+        scorer = f"for several E and S, then {places.command(_SCORER, '')}".rstrip()
+        return Gathered(missing=dict.fromkeys(names, f"{train} {scorer}"))
     models = find_private_models(places.private_models, places.dataset, places.arch, PrivateChoice(suffix=suffix))
     check_comparable(models)
     private = _Private(places, models)
@@ -172,7 +173,7 @@ def instance_scores(places: Places, totals: Path | None) -> Gathered:
     """
     found = Gathered()
     folder = places.sensitivity / "compo_res"
-    made_by = f"sh sensitivity/run_loop.sh {places.flags}"
+    made_by = f"sh sensitivity/run_loop.sh {places.flags}, then run_compo.sh and, for the other direction, run_folds.sh"
     if totals is None:
         there = [folder / f"compo_res_{kind}_totals.csv" for kind in ("both", "all")]
         there = [path for path in there if path.exists()]

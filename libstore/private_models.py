@@ -229,7 +229,7 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
             were trained on.
     """
     checkpoints = [Kept(model.folder, model.sidecar) for model in models]
-    check_alike(checkpoints, PRIVATE_MODELS, "; choose models of one kind with --suffix")
+    check_alike(checkpoints, PRIVATE_MODELS, f"; choose models of one kind with --suffix{_listed(models)}")
     seen: dict[tuple[object, ...], PrivateModel] = {}
     for model in models:
         run = (model.epsilon, model.seed, flatten(model.settings).get("train_on.index_sha256"))

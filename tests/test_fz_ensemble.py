@@ -138,6 +138,7 @@ def test_diverging_training_is_stopped_and_named(tmp_path: Path) -> None:
         (["--subset", "20", "--ratio", "0.02"], ["--ratio 0.02", "20 examples"]),
         (["--subset", "1"], ["hold 1 of 10 classes", "spread:N"]),
         (["--subset", "60001"], ["60001", "60000"]),
+        (["--start_run", "3", "--stop_run", "3"], ["--stop_run 3", "--start_run 3"]),
         (["--subset", "no.npy"], ["no.npy"]),
         (["--device", "cuda:7"], ["cuda:7", "not available"]),
         (["--device", "abacus"], ["abacus", "not available"]),

@@ -7,10 +7,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from libdata.datasets import load_dataset
 from libplots.figures import draw_examples
-from libplots.notebooks import about, measured_examples
+from libplots.notebooks import about, kept_examples, measured_examples
 from libstore.errors import InputError
 from libstore.sensitivity_results import SensitivityResults
 from libstore.store import Output
@@ -51,3 +52,21 @@ def test_data_of_ones_own_are_told_by_their_content(tmp_path: Path, shape: tuple
     assert [bool(axis.images) for axis in axes[:2]] == [len(shape) == 4] * 2
     assert [axis.get_title() for axis in axes[:2]] == ["a", "b"]
     plt.close(figure)
+
+
+def test_examples_are_those_that_results_are_about(tmp_path: Path) -> None:
+    """Resized as they were for the runs, and of the content that they had then."""
+    for part in ("train", "test"):
+        for kind in ("cat", "owl"):
+            (tmp_path / "x" / part / kind).mkdir(parents=True)
+            for size in (6, 7):
+                pixels = np.full((size, size, 3), 10 * size, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "x" / part / kind / f"{size}.png")
+    data, index = str(tmp_path / "x"), np.array([0, 3])
+    kept = load_dataset(data, "train", tmp_path, image_size=5).identity()
+    assert kept_examples(data, index, kept, "runs", tmp_path).images.shape == (2, 3, 5, 5)
+    with pytest.raises(InputError, match="mixed sizes"):
+        kept_examples(data, index, {}, "runs", tmp_path)
+    Image.fromarray(np.zeros((7, 7, 3), np.uint8)).save(tmp_path / "x" / "train" / "cat" / "7.png")
+    with pytest.raises(InputError, match="runs: made on other data"):
+        kept_examples(data, index, kept, "runs", tmp_path)

@@ -131,6 +131,15 @@ def changing(model, x, y, examples):
 def el2n(model, x, y, examples):
     return {}
 
+def as_loss(model, x, y, examples):
+    return {"loss": y * 0.0}
+
+def as_label(model, x, y, examples):
+    return {"label": y * 0.0}
+
+def as_path(model, x, y, examples):
+    return {"a/b": y * 0.0}
+
 not_callable = 3
 """
 
@@ -159,6 +168,9 @@ def test_a_score_from_outside(task, own: Path) -> None:
         ("fails", "it raised RuntimeError: no such thing"),
         ("changing", "for one batch"),
         ("el2n", "el2n is the name of a built-in score"),
+        ("as_loss", "'loss' cannot be the name of a score of your own"),
+        ("as_label", "'label' cannot be the name of a score of your own"),
+        ("as_path", "'a/b' cannot be the name of a score of your own"),
         ("not_callable", "cannot be called"),
         ("missing", "has no 'missing'"),
     ],

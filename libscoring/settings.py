@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from libdata.import_paths import is_import_path
 from libstore.settings import Settings, setting
 
 BUILT_IN = ("curvature", "loss", "margin", "el2n", "grand", "input_gradient_norm")
+
+
+def _unknown(scores: str) -> str | None:
+    for word in (part.strip() for part in scores.split(",")):
+        if word not in BUILT_IN and not is_import_path(word):
+            return f"no list of scores: {word!r} is unknown; known: {', '.join(BUILT_IN)}, or an import path"
+    return None
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,7 @@ class ScoreSettings(Settings):
         f"scores, with commas between: {', '.join(BUILT_IN)}, or package.module:function or path/to/file.py:function "
         "of (model, x, y, examples) that returns arrays by name; curvature brings the trace of the Hessian",
         metavar="SCORES",
+        check=_unknown,
     )
     h: float = setting(1e-3, "step of the finite difference, in units of the input as the model gets it", above=0)
     n_probes: int = setting(10, "random directions per example", at_least=1)

@@ -184,6 +184,8 @@ def test_unknown_scores_are_refused() -> None:
     for text, message in (("curvatur", "known: curvature"), ("loss,loss", "loss is there twice"), ("", "unknown")):
         with pytest.raises(InputError, match=message):
             find_scores(text)
+    with pytest.raises(InputError, match="'los' is unknown; known: curvature"):
+        ScoreSettings(scores="loss,los")
 
 
 class Sentences(nn.Module):

@@ -30,7 +30,8 @@ WARM = (
     "calc_curv_fz_imagenet_models", "calc_private_memorization", "loss_v_priv", "renyi_per_instance_sum_compo",
     "train_dp", "train_fz_models", "sensitivity.compute_sensitivity", "libdata.download", "libdata.tfds_order",
     "libmodels.tf_checkpoint", "libplots.figures", "libscores.link2", "libscores.link3", "libscoring.shard_scoring",
-    "libtrain.fz_training", "libtrain.gradient_norms", "libtrain.mean_rule", "pandas", "scipy.stats",
+    "libtrain.fz_training", "libtrain.gradient_norms", "libtrain.mean_rule", "libstore.gathered_private", "pandas",
+    "pyarrow.parquet", "scipy.stats", "torchvision.datasets",
 )  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def test_loops_start_from_their_folder(loop: str, papers_config: Path) -> None:
     result = subprocess.run(
         [f"./{loop}", *flags], cwd=ROOT / "sensitivity", env=environment, capture_output=True, text=True
     )
-    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.returncode == (1 if loop == "run_loop.sh" else 2)  # a loop's runs are lines of a job file
+    assert "Traceback" not in result.stderr
     wanted = "res1.csv" if loop in ("run_compo.sh", "run_loop_rm.sh") else "data/MNIST/raw"
     assert wanted in result.stderr
 

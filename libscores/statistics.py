@@ -114,17 +114,6 @@ def median_interval(values: np.ndarray) -> Estimate:
     return Estimate(float(np.median(values)), float(found.low), float(found.high))
 
 
-def median_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Estimate:
-    """Return median(a) - median(b) of two independent samples, each of shape (N,), with a bootstrap interval."""
-
-    def statistic(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-        return np.median(x, axis=axis) - np.median(y, axis=axis)
-
-    found = stats.bootstrap((a, b), statistic, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed))
-    low, high = found.confidence_interval
-    return Estimate(float(statistic(a, b, 0)), float(low), float(high))
-
-
 def jackknife_interval(value: float, left_out: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate:
     """Return value +- t standard errors by the delete-a-group jackknife, t the 97.5 % point of Student's distribution.
 

@@ -6,7 +6,7 @@ import libcli as cli
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,7 +247,7 @@ def measure(trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Da
 def measure_stages(
     trainer: DPTrainer,
     checkpoints: Checkpoints,
-    stages: Iterable[float],
+    stages: Sequence[float],
     points: np.ndarray,
     study: Study,
     stopping: Callable[[], int] = lambda: 0,
@@ -261,11 +261,10 @@ def measure_stages(
     import pandas as pd
 
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-    shares = list(stages)
-    wanted = stage_steps(shares, trainer.plan.steps, checkpoints.steps)
-    if len(wanted) < len(shares):
+    wanted = stage_steps(stages, trainer.plan.steps, checkpoints.steps)
+    if len(wanted) < len(stages):
         kept = f"{len(checkpoints.steps)} checkpoints of {trainer.plan.steps} steps"
-        cli.warn(f"{checkpoints.folder}: {len(wanted)} stages in place of {len(shares)}, for {kept}; see --save_freq")
+        cli.warn(f"{checkpoints.folder}: {len(wanted)} stages in place of {len(stages)}, for {kept}; see --save_freq")
     tables: list[pd.DataFrame] = []
     with cli.progress(len(wanted), f"measuring {checkpoints.folder.name}", "stages") as bar:
         for step in wanted:

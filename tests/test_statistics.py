@@ -23,7 +23,6 @@ from libscores.statistics import (
     Estimate,
     bootstrap_interval,
     jackknife_interval,
-    median_difference,
     median_interval,
 )
 
@@ -44,20 +43,6 @@ def test_median_interval_is_between_order_statistics_with_exact_coverage(n: int)
 def test_median_interval_of_too_few_values_is_undefined() -> None:
     found = median_interval(np.arange(5.0))
     assert found.value == 2 and math.isnan(found.low) and math.isnan(found.high)
-
-
-def test_median_difference_covers_the_true_one() -> None:
-    rng, covered = np.random.default_rng(0), 0
-    for trial in range(200):
-        found = median_difference(rng.exponential(size=60), rng.exponential(2, size=40), trial)
-        covered += found.low <= math.log(2) - 2 * math.log(2) <= found.high
-    assert covered >= 180  # 95 % of 200, less five standard errors
-
-
-def test_median_difference_of_a_sample_and_itself_is_zero() -> None:
-    values = np.random.default_rng(1).normal(size=30)
-    found = median_difference(values, values)
-    assert found.value == 0 and found.low < 0 < found.high
 
 
 def within(estimate: Estimate, low: float, high: float) -> bool:

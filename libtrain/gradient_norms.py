@@ -6,7 +6,7 @@ import libcli as cli
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +217,9 @@ class Checkpoints:
         trainer.model.load_state_dict(own_names(weights, trainer.model.state_dict()))
 
 
-def measure(trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Dataset) -> dict[str, np.ndarray]:
+def measure(
+    trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Dataset, test_examples: int | None = None
+) -> dict[str, np.ndarray]:
     """Measure points under the trainer's present weights.
 
     Args:
@@ -225,6 +227,7 @@ def measure(trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Da
         points: Positions of the points, (P,).
         rows: Their rows of the trainer's data, (P,).
         test: The test split.
+        test_examples: Take the accuracy on the first so many of them; by default on all.
 
     Returns:
         Columns of a result file, each (P,).
@@ -233,7 +236,7 @@ def measure(trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Da
     clipped = np.minimum(norms, trainer.settings.max_grad_norm)
     there = rows.to(trainer.images.device)
     correct, _ = predict(trainer.model, trainer.images[there], trainer.labels[there])
-    accuracy = predict(trainer.model, test.images, test.labels)[0].mean()
+    accuracy = predict(trainer.model, test.images[:test_examples], test.labels[:test_examples])[0].mean()
     return {
         "point": points,
         DISTANCE: clipped / trainer.settings.batch_size,
@@ -247,12 +250,14 @@ def measure(trainer: DPTrainer, points: np.ndarray, rows: torch.Tensor, test: Da
 def measure_stages(
     trainer: DPTrainer,
     checkpoints: Checkpoints,
-    stages: Sequence[float],
+    measuring: MeasureSettings,
     points: np.ndarray,
     study: Study,
     stopping: Callable[[], int] = lambda: 0,
 ) -> pd.DataFrame:
     """Measure points at the checkpoints next to shares of the training; `measure` says what a row holds.
+
+    The accuracy is on the test examples that the settings name; at the training's last step on all.
 
     Raises:
         Stopped: `stopping`, asked before every stage, returned a signal; what was measured is measured again then.
@@ -261,7 +266,8 @@ def measure_stages(
     import pandas as pd
 
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-    wanted = stage_steps(stages, trainer.plan.steps, checkpoints.steps)
+    stages, total = measuring.shares, trainer.plan.steps
+    wanted = stage_steps(stages, total, checkpoints.steps)
     if len(wanted) < len(stages):
         kept = f"{len(checkpoints.steps)} checkpoints of {trainer.plan.steps} steps"
         cli.warn(f"{checkpoints.folder}: {len(wanted)} stages in place of {len(stages)}, for {kept}; see --save_freq")
@@ -272,7 +278,8 @@ def measure_stages(
                 at = f"stopped while measuring, {len(tables)} of {len(wanted)} stages done and all checkpoints kept"
                 raise cli.Stopped(stopping(), f"{checkpoints.folder}: {at}; run the same command again to go on")
             checkpoints.load(step, trainer)
-            columns = measure(trainer, points, rows, study.test)
+            on = measuring.test_examples if step < total else None
+            columns = measure(trainer, points, rows, study.test, on)
             bad = np.flatnonzero(~np.isfinite(columns["grad_norm"]))
             if bad.size:
                 file = checkpoints.file(step)

@@ -192,6 +192,10 @@ class MeasureSettings(Settings):
         at_least=0, at_most=1, metavar="SHARE",
     )  # fmt: skip
     save_freq: int = setting(100, "steps between checkpoints", at_least=1)
+    test_examples: int | None = setting(
+        None, "take the test accuracy of the stages on the first T test examples; at the end of the training it is "
+        "always on all (default: all)", at_least=1, metavar="T",
+    )  # fmt: skip
     checkpoints: str | None = setting(
         None, "measure under the checkpoints of another program in this folder, files whose names end in their step, "
         "and do not train (default: train)", metavar="FOLDER",

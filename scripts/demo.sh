@@ -63,7 +63,7 @@ in_parallel score_dp
 
 step "Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
 instance="--config scripts/demo_config.json --data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp \
-    --save_freq 10 --stages 21 --points 150 --points_sample 150"
+    --save_freq 10 --stages 21 --points 150 --points_sample 150 --test_examples 1000"
 for run in 1 2 3; do
     echo "sh sensitivity/run.sh $instance --run $run"
 done >"$out/per_instance.sh"

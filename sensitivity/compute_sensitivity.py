@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoints = kept_checkpoints(models, study, dp, measuring)
     settings = {**checkpoints.settings, "points_sha256": index_digest(points), "stages": measuring.shares}
     settings |= {"save_freq": measuring.save_freq, "run": args.run}
+    if measuring.test_examples is not None:
+        settings["test_examples"] = measuring.test_examples
     part = "" if measuring.stage is None else f"_stage_{measuring.stage:g}"
     result = Output(config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv", settings, FORMAT)
     state, anew = Output(models / "state.pt", checkpoints.settings), args.overwrite or not args.resume
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not checkpoints.finished(overwrite=args.overwrite):
                 unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
                 train_private(trainer, unfinished, at=set(checkpoints.steps.tolist()), on_step=keep, report=log)
-            table = measure_stages(trainer, checkpoints, measuring.shares, points, study, stopping)
+            table = measure_stages(trainer, checkpoints, measuring, points, study, stopping)
         made_by |= {"privacy": privacy, "seconds": round(time.monotonic() - started, 3)}
         with exclusive(result.path.parent):
             rows = table.assign(**constant_columns(study, dp, plan, measuring, args.run))

@@ -113,6 +113,20 @@ def test_norms_agree_with_a_batch_of_one_loop_over_saved_weights(study: Path, st
     assert rows["accuracy"].unique() == pytest.approx([float(accuracy)], abs=2e-4)
 
 
+def test_stages_are_tested_on_the_examples_asked_for_and_the_last_on_all(study: Path) -> None:
+    flags = ("--run", 1, "--points", 20, "--points_sample", 5, "--points_seed", 4)
+    compute(study, *flags, "--res_name", "_few", "--test_examples", 150)
+    all_of_them, few = pd.read_csv(results(study, 1)), pd.read_csv(results(study, "_few"))
+    last = few["step"] == TOTAL
+    pd.testing.assert_frame_equal(few[last], all_of_them[last])
+    pd.testing.assert_frame_equal(few.drop(columns="accuracy"), all_of_them.drop(columns="accuracy"))
+    test = load_dataset("mnist", "test", DATA, index=np.arange(150), normalization="standard", image_size=32)
+    for step in STEPS[:-1]:
+        model = load_model(study / "sensitivity_dir" / "models" / "ckpt1" / f"step_{step}.pt")[0]
+        right = int((model(test.images).argmax(1) == test.labels).sum())
+        assert few["accuracy"][few["step"] == step].unique() == pytest.approx([right / 150])
+
+
 def test_runs_have_their_own_seed(study: Path) -> None:
     weights = [read_checkpoint(study / f"sensitivity_dir/models/ckpt{run}/step_0.pt")["state_dict"] for run in (1, 2)]
     assert not any(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))

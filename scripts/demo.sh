@@ -42,18 +42,16 @@ sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 
     --record --record_input_gradients >"$out/train_fz.sh"
 in_parallel train_fz
 step "Link 1: curvature and cheaper scores of every digit under every network"
-sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 >"$out/score_fz.sh"
-in_parallel score_fz
 sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 \
-    --scores loss,margin,el2n,grand,input_gradient_norm >"$out/score_more.sh"
-in_parallel score_more
+    --scores curvature,loss,margin,el2n,grand,input_gradient_norm >"$out/score_fz.sh"
+in_parallel score_fz
 
 step "Links 2 and 3: 48 private networks, 8 values of epsilon, 6 seeds, each on a subset of the digits"
 seeds="0 1 2 3 4 5"
 epsilons="1 2 5 10 20 40 60 100"
 python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
 sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
-    --epsilons_per_job 3 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
+    --epsilons_per_job 8 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
 in_parallel train_dp
 step "Link 2: curvature of every digit under every private network"
 for seed in $seeds; do

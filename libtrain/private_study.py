@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from libdata.choice import DataChoice
-from libdata.datasets import Dataset, dataset_size, load_splits
+from libdata.datasets import Dataset, dataset_size, load_training_split
 from libmodels.checkpoints import ModelSpec
 from libmodels.networks import Network
 from libscores.accounting import calibrate_noise_multiplier, pld_interval, spent_epsilon
@@ -37,7 +37,7 @@ class Study:
 
     Attributes:
         data: The training-split examples of the study.
-        test: The test split.
+        load_test: Loads the test split.
         rows: The rows of `data` to train on, sorted, int64, shape (N,).
         spec: The network.
         planned: Number of examples that sample rate, noise and steps are planned for: N and those left out, or what
@@ -45,10 +45,15 @@ class Study:
     """
 
     data: Dataset
-    test: Dataset
+    load_test: Callable[[], Dataset]
     rows: np.ndarray
     spec: ModelSpec
     planned: int
+
+    @cached_property
+    def test(self) -> Dataset:
+        """The test split, which a finished training does without."""
+        return self.load_test()
 
     def describe(self, settings: DPSettings) -> dict[str, Any]:
         """Return what decides the weights of a training, as a sidecar says it."""
@@ -66,8 +71,9 @@ class Study:
         """Return the training at its first step.
 
         Raises:
-            InputError: The network is not for private training.
+            InputError: The network is not for private training, or the test split cannot be read.
         """
+        _ = self.test
         model = seeded_model(self.spec, settings.stream("init")).to(device)
         images, labels = self.data.images.to(device), self.data.labels.to(device)
         return DPTrainer(model, images, labels, settings, plan, torch.from_numpy(self.rows))
@@ -116,12 +122,12 @@ def load_study(
             f"--delta {settings.delta:g} is at least 1/N = 1/{n_train}: such a guarantee may reveal whole examples; "
             "take a smaller one or add --allow_large_delta"
         )
-    data, test, image_size = load_splits(choice, data_dir, index, study.normalization, network.image_size)
+    data, image_size, load_test = load_training_split(choice, data_dir, index, study.normalization, network.image_size)
     for subset in (study.data_subset, study.subset):
         if subset is not None:
             check_index_content(subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, image_size)
-    return Study(data, test, np.searchsorted(index, train_index), spec, planned)
+    return Study(data, load_test, np.searchsorted(index, train_index), spec, planned)
 
 
 def plan_privacy(settings: DPSettings, n_planned: int, folder: Path) -> PrivacyPlan:

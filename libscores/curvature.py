@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from libscores.logit_scores import losses
+from libscores.one_channel import fast_gradients_by_gray_images
 
 _PRECISE = (torch.float32, torch.float64)
 _SIGNS = (2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) - 1).view(np.int64)[:, 0]
@@ -150,7 +151,7 @@ def curvature(
     if not checked and len(images):
         check_model(model, images, labels, temp=temp, input_module=input_module, device=device)
     scores = np.empty((2, len(images)), dtype=np.float32)
-    with scoring(model, device):
+    with scoring(model, device), fast_gradients_by_gray_images(model):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
             x, y = on_device(images[rows], labels[rows], device)
@@ -237,6 +238,9 @@ def check_model(
         if drawn or any(_differ(a, b, size) for a, b in zip((logits, gradient), again, strict=True)):
             cause = f" ({', '.join(seen.random)})" if seen.random else ""
             raise ValueError(f"the model is random in evaluation mode{cause}: two evaluations of an example differ")
+        with fast_gradients_by_gray_images(model) as other_way:
+            if other_way and _differ(gradient, evaluate(x, y)[1], _BESIDE_OTHERS):
+                raise ValueError("gradients by images of one channel are not those that PyTorch computes")
         half = max(1, len(x) // 2)
         beside, other = evaluate(torch.cat([x[:half], 2 * x[:half].flip(0)]), y[:half])
         leak = other[half:]

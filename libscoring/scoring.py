@@ -19,6 +19,7 @@ from libmodels.devices import describe_device
 from libscores.agreement import Overlap, below_median, lowest, overlap
 from libscores.curvature import check_model, on_device
 from libscores.curvature import scoring as scored
+from libscores.one_channel import fast_gradients_by_gray_images
 from libscoring.settings import ScoreSettings
 from libscoring.table import Score, values_of
 from libstore.errors import InputError
@@ -244,7 +245,7 @@ def score_batch(
         progress(-done)
         done = 0
         parts: dict[str, list[dict[str, np.ndarray]]] = {one.name: [] for one in scoring.scores}
-        with scored(model, scoring.device):
+        with scored(model, scoring.device), fast_gradients_by_gray_images(model):
             started = {one.name: one.start(model, scoring.settings) for one in scoring.scores}
             for first in range(0, len(labels), batch_size):
                 rows = slice(first, first + batch_size)

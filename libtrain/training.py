@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from libdata.datasets import Dataset
 from libscores.curvature import full_precision
 from libscores.logit_scores import log_odds
+from libscores.one_channel import fast_gradients_by_gray_images
 from libstore.errors import InputError
 from libstore.fz import VALUES, RunArrays
 from libtrain.optimizers import eager
@@ -82,7 +83,11 @@ def train_sgd(
         unfinished.pause(state, f"epoch {done} of {settings.epochs}")
         order = torch.Generator().manual_seed(stream_seed(seed, run, ORDER, done))
         total = torch.zeros((), device=images.device)
-        with seeded(stream_seed(seed, run, NETWORK, done), images.device), multiplying(settings.precision):
+        with (
+            seeded(stream_seed(seed, run, NETWORK, done), images.device),
+            multiplying(settings.precision),
+            fast_gradients_by_gray_images(model),
+        ):
             for batch in torch.randperm(len(labels), generator=order).to(images.device).split(settings.batch_size):
                 optimizer.zero_grad()
                 inputs = recorder.inputs(images[batch]) if recorder else images[batch]

@@ -11,10 +11,7 @@ positive --runs_per_job "$runs_per_job"
 if [ "$inclusive" = 1 ]; then first=start_idx last=stop_idx; else first=start_run last=stop_run; fi
 refuse_flags 'is set by --runs and --runs_per_job' "$first" "$last"
 [ -z "$flags" ] || check_line "python $script$flags"
-start=0
-while [ "$start" -lt "$runs" ]; do
-    stop=$((start + runs_per_job))
-    [ "$stop" -le "$runs" ] || stop=$runs
-    printf 'python %s%s --%s %d --%s %d\n' "$script" "$flags" "$first" "$start" "$last" "$((stop - inclusive))"
-    start=$stop
+for start in $(seq 0 "$runs_per_job" $((runs - 1))); do
+    stop=$((start + runs_per_job < runs ? start + runs_per_job : runs))
+    printf '%s\n' "python $script$flags --$first $start --$last $((stop - inclusive))"
 done

@@ -16,4 +16,4 @@ while [ "$fold" -le "$folds" ]; do
     train "_without_${fold}_" --remove_points "$folder/compo_res/fold_$fold.txt" --points removed --points_sample 0
     fold=$((fold + 1))
 done
-job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --folds "$folds" ${overwrite:+"$overwrite"}
+job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" --folds "$folds" ${overwrite:+"$overwrite"}

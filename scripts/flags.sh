@@ -41,8 +41,8 @@ attend() {
 # quoted WORD: print the word so that a shell reads it back as one word.
 quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
 
-# read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to its
-# value, or to itself. All other arguments are left in $flags, quoted.
+# read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to
+# its value, or to itself. All other arguments are left in $flags, quoted.
 read_flags() {
     valued=$1 switches=$2 flags=''
     shift 2

@@ -1,6 +1,6 @@
-# Sourced by the scripts that run job files. FILE.run/ has jobs.sh (the lines that FILE has had, numbered as they came: a line
-# keeps its number), exit/<line> (exit status: what is done, whoever ran it), log/<line>.log, joblog (GNU parallel's) and
-# slurm/ (job ids, Slurm's messages).
+# Sourced by the scripts that run job files. FILE.run/ has jobs.sh (all lines FILE has had; a line keeps its number),
+# exit/<line> (exit status: what is done, whoever ran it), log/<line>.log, lock, joblog (GNU parallel's) and slurm/ (job
+# ids, Slurm's messages).
 # shellcheck shell=sh disable=SC2034
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/flags.sh"
@@ -31,7 +31,7 @@ numbered() {
     awk -v old="$run/jobs.sh" 'BEGIN { while ((getline line <old) > 0) { had[line]; print line } } !($0 in had)' "$file"
 }
 
-# begin: make the run folder ready, unless FILE's lines are queued. survey: set $total, $finished and the line numbers $todo.
+# begin: make the run folder ready, unless FILE's lines are queued.
 begin() {
     queued
     [ -z "$queued" ] || refuse "$file: its lines are queued on Slurm as jobs" \
@@ -40,6 +40,8 @@ begin() {
         mv "$run/.jobs.$$" "$run/jobs.sh"; } 2>&1) || refuse "$run: cannot be written: $fault"
     rm -f "$run"/.jobs.* # of runners that were killed
 }
+
+# survey: set $total, $finished and the line numbers $todo.
 survey() {
     total=0 finished=0 todo=''
     for line in $(numbered | awk 'NR == FNR { has[$0]; next }

@@ -3,8 +3,8 @@
 #   sh scripts/run_jobs.sh FILE [-j N] [--gpus 0,1] [--retries R] [--sshloginfile HOSTS] [--again]
 # -j N             jobs at a time (on each host): one per GPU with --gpus, else one per core; each gets cores/N threads,
 #                  or OMP_NUM_THREADS if that is set
-# --gpus 0,1       each job sees one of these GPUs (CUDA_VISIBLE_DEVICES) and runs on it, not on the CPU, unless its line
-#                  says --device; more jobs than GPUs share them evenly
+# --gpus 0,1       each job sees one of these GPUs (CUDA_VISIBLE_DEVICES) and runs on it, never on the CPU unless its
+#                  line says --device; more jobs than GPUs share them evenly
 # --retries R      a line that fails is tried R times more (0)
 # --sshloginfile   GNU parallel's file of hosts; they must see this folder and FILE under the same paths
 # --again          run finished lines again, too
@@ -42,7 +42,8 @@ survey
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 j=${j:-$cores}
 threads=${OMP_NUM_THREADS:-$((cores > j ? cores / j : 1))}
-say "$((total - finished)) of $total lines to run, $finished done before; $j at a time with $runner, $threads threads each"
+say "$((total - finished)) of $total lines to run, $finished done before;" \
+    "$j at a time with $runner, $threads threads each"
 line="env $(quoted "PATH=$PATH") OMP_NUM_THREADS=$threads MKL_NUM_THREADS=${MKL_NUM_THREADS:-$threads} RUN_SLOTS=$j \
 RUN_GPUS=$(quoted "$gpus") RUN_BEFORE=$finished RUN_BEGAN=$(date +%s) RUN_PID=$([ -n "$sshloginfile" ] || echo $$) \
 sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run")"

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Run line LINE of RUN_DIR/jobs.sh from the top of the repository, for run_jobs.sh, submit_slurm.sh and other schedulers.
+# Run line LINE of RUN_DIR/jobs.sh from the top of the repository: for run_jobs.sh, submit_slurm.sh, other schedulers.
 #   sh scripts/run_line.sh RUN_DIR LINE
-# Output goes to RUN_DIR/log/LINE.log, the exit status to RUN_DIR/exit/LINE. A line that is done is skipped, and one that
-# still runs elsewhere is waited for. The environment may hold RUN_PID (the runner: once it is gone, nothing new is
-# started), RUN_BEGAN and RUN_BEFORE (when it began, lines done by then: for the time left), and RUN_GPUS and RUN_SLOTS
-# (so many jobs at a time are spread over these GPUs, and run on cuda unless they say --device).
+# Output goes to RUN_DIR/log/LINE.log, the exit status to RUN_DIR/exit/LINE. A line that is done is skipped, one at work
+# elsewhere is waited for. The environment may hold RUN_PID (the runner: once it is gone, nothing new is started),
+# RUN_BEGAN and RUN_BEFORE (when it began, lines done by then: for the time left), and RUN_GPUS with RUN_SLOTS (jobs at
+# a time, spread over these GPUs; without --device they run on cuda).
 set -u
 . "$(dirname -- "$0")/job_runs.sh"
 run=$1 file=${1%.run} number=$2 log=$1/log/$2.log stopped=''

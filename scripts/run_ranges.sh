@@ -1,6 +1,7 @@
 # Sourced by the generators of ensemble jobs: read --runs and --runs_per_job, print one line per range of runs.
-# $script is the script of the lines; all other flags are passed on to it as they are, once it has accepted them. Set by who sources it,
-# if wanted: the defaults $runs and $runs_per_job, and $inclusive=1 for a script with --start_idx and a last --stop_idx.
+# $script is the script of the lines; all other flags are passed on to it as they are, once it has accepted them. Set by
+# who sources it, if wanted: the defaults $runs and $runs_per_job, and $inclusive=1 for a script with --start_idx and a
+# last --stop_idx.
 # shellcheck shell=sh disable=SC2154
 set -eu
 . "$(dirname -- "$0")/flags.sh"

@@ -20,7 +20,7 @@ for word do
             refuse "$word: is set here; see --help" ;;
         -*) options="$options $(quoted "$word")" ;;
         *)
-            [ -f "$word" ] || refuse "$word: no such job file (an option's value is written with '=', such as --partition=gpu)"
+            [ -f "$word" ] || refuse "$word: no such job file (values are written with '=', such as --partition=gpu)"
             files="$files $(quoted "$word")"
             ;;
     esac
@@ -34,7 +34,7 @@ for name do
     open_run "$name"
     begin
 done
-before='' submitted=''
+threads="\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}}" before='' submitted=''
 for name do
     open_run "$name"
     survey
@@ -51,15 +51,15 @@ for name do
             --kill-on-invalid-dep=yes} --array="1-$(echo "$lines" | tr , '\n' | wc -l)${max_jobs:+%$max_jobs}" \
             --chdir="$root" --open-mode=append --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" <<END
 #!/bin/sh
-OMP_NUM_THREADS=\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}} MKL_NUM_THREADS=\$OMP_NUM_THREADS
-export OMP_NUM_THREADS MKL_NUM_THREADS
-exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") "\$(echo $lines | cut -d , -f "\$SLURM_ARRAY_TASK_ID")"
+exec env OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \
+    "\$(echo $lines | cut -d , -f "\$SLURM_ARRAY_TASK_ID")"
 END
         ) || refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
         id=${id%%;*}
         echo "$id" >>"$run/slurm/ids"
         ids=$ids:$id submitted="$submitted $id"
     done
-    say "$file: $((total - finished)) of $total lines submitted as $(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
+    say "$file: $((total - finished)) of $total lines submitted as" \
+        "$(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
     before=afterok$ids
 done

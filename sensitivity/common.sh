@@ -1,7 +1,7 @@
 # Sourced by the loops of this folder: their flags, and how they start and stop jobs.
-# Settings are flags, or environment variables of the same name in capitals. A configuration that is there from where the
-# command is typed is taken; all other paths count from the top of the repository. Flags that are not read here are left
-# in $flags, quoted.
+# Settings are flags, or environment variables of the same name in capitals. A configuration that is there from where
+# the command is typed is taken; all other paths count from the top of the repository. Flags that are not read here are
+# left in $flags, quoted.
 # shellcheck shell=sh disable=SC2034,SC2154
 set -eu
 . "$(dirname -- "$0")/../scripts/flags.sh"
@@ -48,6 +48,7 @@ results() { for run in $(seq "$runs"); do printf ' %s' "$(quoted "$folder/res/re
 account() {
     prefix=$1 name=$2
     shift 2
-    eval "job \"\$python\" renyi_per_instance_sum_compo.py $(results "$prefix")"' --output_dir "$compo" --name "$name" "$@"'
+    eval "set -- $(results "$prefix")"' --output_dir "$compo" --name "$name" "$@"'
+    job "$python" renyi_per_instance_sum_compo.py "$@"
     job "$python" sensitivity/compo_res/rank.py "$compo/${name}_totals.csv" ${overwrite:+"$overwrite"}
 }

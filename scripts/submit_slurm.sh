@@ -34,7 +34,7 @@ for name do
     open_run "$name"
     begin
 done
-threads="\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}}" before='' submitted=''
+threads="\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}}" before=''
 for name do
     open_run "$name"
     survey
@@ -44,22 +44,21 @@ for name do
     for line in $todo; do rm -f "$run/exit/$line"; done
     ids=''
     for lines in $(echo "$todo" | xargs -n "$array_size" | tr ' ' ,); do
-        after=$before
+        count=$(echo "$lines" | tr , '\n' | wc -l) after=$before
         # The limit is per array: where the file needs several, they take turns.
         [ -z "$max_jobs" ] || [ -z "$ids" ] || after="${after:+$after,}afterany:${ids##*:}"
         id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
-            --kill-on-invalid-dep=yes} --array="1-$(echo "$lines" | tr , '\n' | wc -l)${max_jobs:+%$max_jobs}" \
-            --chdir="$root" --open-mode=append --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" <<END
+            --kill-on-invalid-dep=yes} --array="1-$count${max_jobs:+%$max_jobs}" --chdir="$root" --open-mode=append \
+            --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" <<END
 #!/bin/sh
 exec env OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \
     "\$(echo $lines | cut -d , -f "\$SLURM_ARRAY_TASK_ID")"
 END
-        ) || refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
+        ) || refuse "$file: not submitted; jobs submitted before it are queued"
         id=${id%%;*}
         echo "$id" >>"$run/slurm/ids"
-        ids=$ids:$id submitted="$submitted $id"
+        ids=$ids:$id
+        say "$file: $count of $total lines submitted as $id${after:+, $after}; logs: $run/log"
     done
-    say "$file: $((total - finished)) of $total lines submitted as" \
-        "$(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
     before=afterok$ids
 done

@@ -35,7 +35,9 @@ attend() {
         kill -0 "$child" 2>/dev/null || break
     done
     child=''
-    [ -z "$stopped" ] || { say "stopped; run the same command again to go on" >&2; end_by "$stopped"; }
+    [ -n "$stopped" ] || return 0
+    echo "$(basename -- "$0"): stopped; run the same command again to go on" >&2
+    end_by "$stopped"
 }
 
 # quoted WORD: print the word so that a shell reads it back as one word.

@@ -17,10 +17,9 @@ case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: n
 # job COMMAND...: run it; end here if it fails, or once it has saved after TERM or Ctrl-C.
 job() {
     attend "$@"
-    [ "$status" = 0 ] || {
-        say "failed with status $status; run the same command again once the cause is mended" >&2
-        exit "$status"
-    }
+    [ "$status" != 0 ] || return 0
+    echo "$(basename -- "$0"): failed with status $status; run the same command again once the cause is mended" >&2
+    exit "$status"
 }
 
 # folder: the sensitivity_dir of the configuration.

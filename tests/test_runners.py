@@ -229,7 +229,7 @@ def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(study: Study, runner: s
     stopped = study.end(process)
     assert study.read("saved") == ["1", "1"], "each job gets one TERM and the time to save"
     assert stopped.returncode == status
-    assert "run_jobs: stopped; run the same command again to go on" in stopped.stderr
+    assert "run_jobs.sh: stopped; run the same command again to go on" in stopped.stderr
     assert stopped.stderr.count(" stopped with status 143") == 2 and "FAILED" not in stopped.stderr
     assert study.ran() == [] and len(study.read("started")) == 2 and set(study.exits().values()) == {"143"}
     (study.folder / "go").touch()
@@ -267,9 +267,9 @@ def test_a_loop_that_is_a_line_gets_one_signal(study: Study, runner: str) -> Non
     wait_until(lambda: len(study.read("started")) == 2, "two runs at work")
     process.terminate()
     stopped = study.end(process)
-    assert stopped.returncode == -15 and "run_jobs: stopped; " in stopped.stderr
+    assert stopped.returncode == -15 and "run_jobs.sh: stopped; " in stopped.stderr
     assert study.read("saved") == ["1", "1"] and len(study.read("started")) == 2, study.log(1)
-    assert "run_loop: stopped; run the same command again" in study.log(1)
+    assert "run_loop.sh: stopped; run the same command again" in study.log(1)
     (study.folder / "go").touch()
     assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0 and len(study.read("started")) == 5
 
@@ -314,21 +314,6 @@ def test_any_moment_of_a_kill_loses_no_line(study: Study, runner: str) -> None:
     assert study.sh("run_jobs.sh", "jobs.sh").returncode == 0 and study.ran() == []
     kept = {"exit", "log", "jobs.sh", "lock"} | ({"joblog"} if runner == "parallel" else set())
     assert {path.name for path in run.iterdir()} == kept
-
-
-def test_two_runners_share_a_job_file(study: Study) -> None:
-    needs("parallel")
-    study.write(*[f'python "$WORK/saver.py" "$WORK/ran"; {note(line)}' for line in range(1, 6)])
-    first = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
-    wait_until(lambda: len(study.read("started")) == 2, "two jobs at work")
-    study.without_parallel()
-    second = study.start("run_jobs.sh", "jobs.sh", "-j", 2)
-    assert second.stdout
-    said = [second.stdout.readline() for _ in range(3)]
-    assert "with xargs" in said[0] and all("still runs in another process" in text for text in said[1:])
-    (study.folder / "go").touch()
-    assert [study.end(process).returncode for process in (first, second)] == [0, 0]
-    assert study.ran() == ["1", "2", "3", "4", "5"]
 
 
 def with_gpus(study: Study, *names: str) -> None:

@@ -51,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert process.returncode == -signal.SIGTERM and "run_loop: stopped; run the same command again to go on" in err
+    assert process.returncode == -signal.SIGTERM and "run_loop.sh: stopped; run the same command again to go on" in err
     assert not list(results.glob("res/*"))
     status, out, err = finish("run_loop.sh", *line)
     assert status == 0 and "line 1 done, 1 of 2, about " in out, err

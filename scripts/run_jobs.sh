@@ -35,7 +35,7 @@ fi
 open_run "$1"
 begin
 exec 9>>"$run/lock"
-flock -s 9 2>/dev/null || : # for status.sh
+flock -s -w 2 9 2>/dev/null || : # for status.sh
 [ -z "$again" ] || rm -f "$run"/exit/*
 survey
 [ -n "$todo" ] || { say "all $total lines of $file were done before; --again runs them again"; exit; }

@@ -13,10 +13,10 @@ end_by() {
     exit $((128 + $1)) # where the signal is ignored
 }
 
-# attend COMMAND...: run it; the first HUP, Ctrl-C or TERM reaches it as TERM (with group='-', all of its process group), so
-# that it can save and leave. Sets $status, and $stopped to the number of the signal.
-child='' stopped='' group=''
-hand_on() { kill -s TERM -- "$group$child" 2>/dev/null || kill -s TERM "$child" 2>/dev/null || :; }
+# attend COMMAND...: run it in a session of its own and set $status. The first HUP, Ctrl-C or TERM reaches each of its
+# processes once, as TERM, so that they can save and leave; then this script ends by the signal.
+child='' stopped=''
+hand_on() { kill -s TERM -- "-$child" 2>/dev/null || kill -s TERM "$child" 2>/dev/null || :; }
 stop() {
     [ -z "$stopped" ] || return 0
     stopped=$1
@@ -26,9 +26,7 @@ attend() {
     trap 'stop 1' HUP
     trap 'stop 2' INT
     trap 'stop 15' TERM
-    status=0
-    [ -z "$stopped" ] || return 0
-    "$@" &
+    "${PYTHON:-python}" -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' "$@" &
     child=$!
     [ -z "$stopped" ] || hand_on
     while :; do
@@ -37,48 +35,32 @@ attend() {
         kill -0 "$child" 2>/dev/null || break
     done
     child=''
-}
-
-# lock ARGUMENTS...: as flock, status 1 if another holds the lock. Where there are no locks, status 0 and $unlocked says why.
-unlocked=''
-lock() {
-    if command -v flock >/dev/null; then
-        why=$(flock "$@" 2>&1) || { [ -n "$why" ] || return 1; unlocked=${why##*: }; }
-    else
-        unlocked='flock is not installed'
-    fi
+    [ -n "$stopped" ] || return 0
+    echo "$(basename -- "$0"): stopped; run the same command again to go on" >&2
+    end_by "$stopped"
 }
 
 # quoted WORD: print the word so that a shell reads it back as one word.
 quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
 
-# read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to its
-# value, or to itself. All other arguments are left in $flags, quoted.
+# read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to
+# its value, or to itself. All other arguments are left in $flags, quoted.
 read_flags() {
     valued=$1 switches=$2 flags=''
     shift 2
     while [ $# -gt 0 ]; do
         case $1 in
-            --*=*)
-                flag=${1%%=*} value=${1#*=}
-                case " $valued " in
-                    *" ${flag#--} "*)
-                        shift
-                        set -- "$flag" "$value" "$@"
-                        ;;
-                esac
-                ;;
-        esac
-        case $1 in
             -h | --help) help ;;
-            --*) flag=${1#--} ;;
+            --*) flag=${1#--} flag=$(echo "${flag%%=*}" | tr - _) ;;
+            -j) flag=j ;;
             *) flag=/ ;;
         esac
         case " $valued " in
             *" $flag "*)
-                [ -n "${2:-}" ] || refuse "$1 needs a value"
-                eval "$flag=\$2"
-                shift 2
+                case $1 in *=*) value=${1#*=} ;; *) value=${2:-} ;; esac
+                [ -n "$value" ] || refuse "${1%%=*} needs a value"
+                eval "$flag=\$value"
+                case $1 in *=*) shift ;; *) shift 2 ;; esac
                 continue
                 ;;
         esac

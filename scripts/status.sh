@@ -5,34 +5,39 @@
 # Exit status: 0 all done, 3 still going, 1 nothing is going and some lines failed or were not run, 2 bad input.
 set -eu
 . "$(dirname -- "$0")/job_runs.sh"
-case ${1:-} in
-    '') refuse "a job file is needed; see --help" ;;
-    -h | --help) help ;;
-esac
+read_flags '' '' "$@"
+[ $# -gt 0 ] || refuse "a job file is needed; see --help"
 for name do open_run "$name"; done
+held() { [ -f "$1" ] && { flock -n "$1" true 2>/dev/null; [ $? = 1 ]; }; } # where there are locks
 code=0
 for name do
     open_run "$name"
-    queued || refuse "$file: Slurm does not answer"
+    queued
     survey
-    running=0 waiting=0 why=''
+    failed=0 running=0 waiting=0 why='' list=''
+    for line in $todo; do
+        log=$run/log/$line.log
+        if [ -s "$run/exit/$line" ]; then
+            failed=$((failed + 1))
+            list="$list  line $line, exit status $(cat "$run/exit/$line"): $(sed -n "${line}p" "$run/jobs.sh")
+    log: $log
+"
+        elif held "$log"; then
+            running=$((running + 1))
+        fi
+    done
     if [ -n "$queued" ]; then
         running=$(echo "$queued" | grep -cv ' PENDING \| COMPLETING ') || :
         waiting=$(echo "$queued" | grep -c ' PENDING ') || :
         why=$(echo "$queued" | sed -n 's/^[^ ]* PENDING //p' | sort -u | paste -sd , -)
-    else
-        for line in $todo; do
-            [ ! -f "$run/log/$line.log" ] || lock -n "$run/log/$line.log" true || running=$((running + 1))
-        done
-        [ ! -f "$run/lock" ] || lock -n "$run/lock" true || waiting=$((total - finished - running - $(echo "$failed" | wc -w)))
-        [ -z "$unlocked" ] || say "$run: no locks here ($unlocked): lines at work are counted as not run" >&2
+    elif held "$run/lock"; then
+        waiting=$((total - finished - failed - running))
     fi
-    failures=$(echo "$failed" | wc -w)
-    rest=$((total - finished - running - waiting - failures))
-    echo "$name: $finished of $total lines done, $running running, $waiting waiting${why:+ ($why)}, $((failures)) failed," \
+    rest=$((total - finished - failed - running - waiting))
+    echo "$name: $finished of $total lines done, $running running, $waiting waiting${why:+ ($why)}, $failed failed," \
         "$((rest > 0 ? rest : 0)) not run"
-    list_undone "$failed"
-    if [ -n "$queued" ] || [ "$running$waiting" != 00 ]; then code=3; fi
+    printf %s "$list"
+    if [ "${queued:+1}$running$waiting" != 00 ]; then code=3; fi
     [ "$code" = 3 ] || [ "$finished" = "$total" ] || code=1
 done
 exit "$code"

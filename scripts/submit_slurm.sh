@@ -11,59 +11,54 @@
 # input and what Slurm refuses. See also status.sh.
 set -eu
 . "$(dirname -- "$0")/job_runs.sh"
-limit='' files='' options=''
-while [ $# -gt 0 ]; do
-    case $1 in
-        --max-jobs) positive "$1" "${2:-}"; limit=$2; shift ;;
-        --max-jobs=*) positive --max-jobs "${1#*=}"; limit=${1#*=} ;;
-        -h | --help) help ;;
+max_jobs='' files='' options=''
+read_flags max_jobs '' "$@"
+eval "set -- $flags"
+for word do
+    case $word in
         -[aoedD]* | --array* | --output* | --error* | --dependency* | --chdir* | --wrap* | --open-mode* | --wait | -W)
-            refuse "$1: is set here; see --help" ;;
-        -*) options="$options $(quoted "$1")" ;;
+            refuse "$word: is set here; see --help" ;;
+        -*) options="$options $(quoted "$word")" ;;
         *)
-            [ -f "$1" ] || refuse "$1: no such job file (an option's value is written with '=', such as --partition=gpu)"
-            files="$files $(quoted "$1")"
+            [ -f "$word" ] || refuse "$word: no such job file (values are written with '=', such as --partition=gpu)"
+            files="$files $(quoted "$word")"
             ;;
     esac
-    shift
 done
 [ -n "$files" ] || refuse "a job file is needed; see --help"
-command -v sbatch >/dev/null || refuse "sbatch is not installed here"
-config=$(scontrol show config 2>/dev/null) || refuse "Slurm does not answer"
-array_size=$(echo "$config" | awk '$1 == "MaxArraySize" { print $3 - 1 }')
-[ "${array_size:-0}" -gt 0 ] || refuse "job arrays are switched off in this Slurm (MaxArraySize)"
+positive --max-jobs "${max_jobs:-1}"
+array_size=$(scontrol show config 2>/dev/null | awk '$1 == "MaxArraySize" { print $3 - 1 }')
+[ "${array_size:-0}" -gt 0 ] || refuse "no Slurm answers here (scontrol show config), or one without job arrays"
 eval "set -- $files"
 for name do
     open_run "$name"
-    refuse_queued
+    begin
 done
-before='' submitted=''
+threads="\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}}" before=''
 for name do
     open_run "$name"
-    begin
     survey
     [ -n "$todo" ] || { say "$file: all $total lines are done"; continue; }
     eval "set -- $options"
     mkdir -p "$run/slurm"
-    for line in $failed; do rm -f "$run/exit/$line"; done
+    for line in $todo; do rm -f "$run/exit/$line"; done
     ids=''
     for lines in $(echo "$todo" | xargs -n "$array_size" | tr ' ' ,); do
-        after=$before
+        count=$(echo "$lines" | tr , '\n' | wc -l) after=$before
         # The limit is per array: where the file needs several, they take turns.
-        [ -z "$limit" ] || [ -z "$ids" ] || after="${after:+$after,}afterany:${ids##*:}"
+        [ -z "$max_jobs" ] || [ -z "$ids" ] || after="${after:+$after,}afterany:${ids##*:}"
         id=$(sbatch --parsable --job-name="$(basename -- "$file")" --requeue "$@" ${after:+--dependency="$after" \
-            --kill-on-invalid-dep=yes} --array="1-$(echo "$lines" | tr , '\n' | wc -l)${limit:+%$limit}" \
-            --chdir="$root" --open-mode=append --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" <<END
+            --kill-on-invalid-dep=yes} --array="1-$count${max_jobs:+%$max_jobs}" --chdir="$root" --open-mode=append \
+            --output="$(echo "$run" | sed 's/%/%%/g')/slurm/%A_%a.log" <<END
 #!/bin/sh
-OMP_NUM_THREADS=\${SLURM_CPUS_PER_TASK:-\${SLURM_CPUS_ON_NODE:-1}} MKL_NUM_THREADS=\$OMP_NUM_THREADS
-export OMP_NUM_THREADS MKL_NUM_THREADS
-exec sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") "\$(echo $lines | cut -d , -f "\$SLURM_ARRAY_TASK_ID")"
+exec env OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads sh $(quoted "$root/scripts/run_line.sh") $(quoted "$run") \
+    "\$(echo $lines | cut -d , -f "\$SLURM_ARRAY_TASK_ID")"
 END
-        ) || refuse "$file: not submitted; jobs that this command has queued:${submitted:- none}"
+        ) || refuse "$file: not submitted; jobs submitted before it are queued"
         id=${id%%;*}
         echo "$id" >>"$run/slurm/ids"
-        ids=$ids:$id submitted="$submitted $id"
+        ids=$ids:$id
+        say "$file: $count of $total lines submitted as $id${after:+, $after}; logs: $run/log"
     done
-    say "$file: $((total - finished)) of $total lines submitted as $(echo "${ids#:}${before:+, after ${before#*:}}" | tr : ' '); logs: $run/log"
     before=afterok$ids
 done

@@ -17,11 +17,6 @@ if [ -n "$which" ]; then
         "$@" --paired --output "$compo/comparison_$removal.csv" ${overwrite:+"$overwrite"}
 fi
 if [ -n "$folds" ]; then
-    without='' fold=1
-    while [ "$fold" -le "$folds" ]; do
-        without="$without $(results "_without_${fold}_")"
-        fold=$((fold + 1))
-    done
-    eval "set -- $flags --without $without"
+    eval "set -- $flags --without $(for fold in $(seq "$folds"); do results "_without_${fold}_"; done)"
     account '' compo_res_both "$@" ${overwrite:+"$overwrite"}
 fi

@@ -11,9 +11,7 @@ folds=${folds:-2}
 folder=$(folder)
 job "$python" sensitivity/folds.py "$folder/res/res1.csv" --folds "$folds" --fold_size "$fold_size" \
     ${overwrite:+"$overwrite"}
-fold=1
-while [ "$fold" -le "$folds" ]; do
+for fold in $(seq "$folds"); do
     train "_without_${fold}_" --remove_points "$folder/compo_res/fold_$fold.txt" --points removed --points_sample 0
-    fold=$((fold + 1))
 done
-job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --folds "$folds" ${overwrite:+"$overwrite"}
+job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" --folds "$folds" ${overwrite:+"$overwrite"}

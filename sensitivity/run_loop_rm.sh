@@ -10,9 +10,9 @@ which=${which:-cheapest}
 folder=$(folder)
 removal=${which}_$remove
 list=$folder/compo_res/compo_res_all_$removal
-job sh "$here/run_compo.sh" --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
+job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
 job "$python" sensitivity/compo_res/rank.py "$folder/compo_res/compo_res_all_totals.csv" \
     --select "$remove" --which "$which" ${overwrite:+"$overwrite"}
 train "_${removal}_" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
-job sh "$here/run_compo.sh" --config "$config" --runs "$runs" --which "$which" --remove "$remove" \
+job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" --which "$which" --remove "$remove" \
     ${overwrite:+"$overwrite"}

@@ -166,7 +166,8 @@ def test_a_study_file_stops_when_its_runner_is_interrupted(
     if runner == "run_loop.sh":  # a stand-in for Python that works like a training
         python = tmp_path / "python"
         train = f"exec {sys.executable} {script} {tmp_path}/first"
-        skip = f'[ "$1" != -c ] || {{ echo {tmp_path}; exit; }}; [ -z "$FLAGS_ONLY" ] || exit 0'
+        skip = f'case $2 in *setsid*) exec {sys.executable} "$@" ;; *libcli*) echo {tmp_path}; exit ;; esac'
+        skip = f'{skip}; [ -z "$FLAGS_ONLY" ] || exit 0'
         python.write_text(f"#!/bin/sh\n{skip}\n{train}\n")
         python.chmod(0o755)
         command = f"PYTHON={python} {shell} {ROOT}/sensitivity/run_loop.sh --runs 1"

@@ -121,6 +121,7 @@ def test_notebooks_show_what_the_files_say(study: Path) -> None:
     ("script", "flags", "mention"), [
         ("run_loop.sh", ["--runs", "0"], "--runs 0"),
         ("run_loop.sh", ["--runs"], "--runs needs a value"),
+        ("run_loop.sh", ["--fold-size=x"], "--fold_size x"),
         ("run_loop.sh", ["--seed", "3"], "--seed"),
         ("run_loop_rm.sh", ["--which", "most"], "--which most"),
         ("run_loop_rm.sh", ["--remove", "x"], "--remove x"),

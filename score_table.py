@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser = cli.Parser(__doc__)
     add_choices(parser, kind=TableData)
     parser.add_argument("--ratio", default="0.7", help="the ensemble's folder: share that each run trained on")
-    parser.add_argument("--suffix", default="*", help="pattern of the ends of the private models' names")
+    parser.add_argument("--suffix", default="*", help="end of the private models' names, * for any seed")
     parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the private models' curvature")
     text = "totals file of renyi_per_instance_sum_compo.py (default: that of sensitivity/run_compo.sh)"
     parser.add_argument("--per_instance", type=Path, metavar="FILE", help=text)

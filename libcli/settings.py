@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import argparse
 import dataclasses
 import types
@@ -14,9 +16,7 @@ from libstore.settings import REQUIRED, Settings, refusal
 S = TypeVar("S", bound=Settings)
 
 
-def add_settings(
-    parser: argparse.ArgumentParser, kind: type[Settings], *, leave_out: Collection[str] = (), **defaults: Any
-) -> None:
+def add_settings(parser: cli.Parser, kind: type[Settings], *, leave_out: Collection[str] = (), **defaults: Any) -> None:
     """Add a flag --name for every field of a settings class.
 
     Args:
@@ -44,6 +44,9 @@ def add_settings(
                 options |= {"metavar": one.metadata["metavar"] or f"{{{','.join(one.metadata['choices'])}}}"}
             if several:
                 options["nargs"] = "*"
+        if one.metadata["before"]:
+            parser.old_spellings[f"--{one.metadata['before']}"] = f"--{one.name}"
+            options["help"] += f"; before: --{one.metadata['before']}, still read"
         parser.add_argument(f"--{one.name}", **options)
 
 

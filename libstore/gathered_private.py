@@ -71,7 +71,7 @@ class _Private:
         if np.isfinite(score[0]).any():
             self.add(called, score, error, [model.seed for model in group])
         else:
-            line = self.places.command("train_dp.py", f"--epsilon {epsilon:g} --seed S --subset FILE")
+            line = self.places.command("train_dp.py", f"--epsilon {epsilon:g} --seed S --train_subset FILE")
             self.found.missing[called[0]] = f"{line} for subsets of scripts/make_memorization_subsets.py"
 
     def add_mean(self, score: str, epsilon: float, group: Sequence[PrivateModel], values: Iterable[np.ndarray]) -> None:
@@ -119,7 +119,7 @@ def private_scores(places: Places, suffix: str, h: float) -> Gathered:
     Raises:
         InputError: Models do not belong together, or a file is damaged.
     """
-    train = places.command("train_dp.py", "--epsilon E --seed S [--subset FILE]")
+    train = places.command("train_dp.py", "--epsilon E --seed S [--train_subset FILE]")
     if not any(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/model.pt")):
         names = ("private_curvature_eps_E", "private_loss_eps_E", "private_memorization_eps_E", "epsilon_sensitivity")
         scorer = f"for several E and S, then {places.command(_SCORER, '')}".rstrip()

@@ -20,7 +20,7 @@ def index_digest(index: np.ndarray) -> str:
 
 
 def read_index(subset: str, size: int) -> np.ndarray:
-    """Resolve a `--subset` argument to positions in torchvision's order.
+    """Resolve a `--data_subset` or `--train_subset` to positions in torchvision's order.
 
     Args:
         subset: "all", a number N (the first N examples), "spread:N" (N at even distances through the data set, for

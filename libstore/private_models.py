@@ -162,7 +162,7 @@ class PrivateChoice(Settings):
 
     epsilon: tuple[float, ...] | None = setting(None, "budgets (default: all there are)", above=0)
     seed: tuple[int, ...] | None = setting(None, "seeds (default: all there are)", at_least=0)
-    suffix: str = setting("*", "pattern of the ends of the models' names, such as 'seed_*'")
+    suffix: str = setting("*", "end of the models' names, * for any seed, such as 'seed_*'")
 
 
 def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoice) -> list[PrivateModel]:

@@ -98,11 +98,11 @@ def load_study(
     """
     size = dataset_size(choice.dataset, "train", data_dir)
     index = np.sort(read_index(study.data_subset, size))
-    train_index = index if study.subset is None else np.sort(read_index(study.subset, size))
+    train_index = index if study.train_subset is None else np.sort(read_index(study.train_subset, size))
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
-        raise InputError(f"{study.subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
-    planned = planned_size(study.subset) or len(train_index)
+        raise InputError(f"{study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
+    planned = planned_size(study.train_subset) or len(train_index)
     if leave_out is not None:
         absent = leave_out[~np.isin(leave_out, train_index)]
         if absent.size:
@@ -117,7 +117,7 @@ def load_study(
             "take a smaller one or add --allow_large_delta"
         )
     data, test, image_size = load_splits(choice, data_dir, index, study.normalization, network.image_size)
-    for subset in (study.data_subset, study.subset):
+    for subset in (study.data_subset, study.train_subset):
         if subset is not None:
             check_index_content(subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, image_size)

@@ -53,7 +53,9 @@ lock() {
 quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
 
 # read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to its
-# value, or to itself. All other arguments are left in $flags, quoted.
+# value, or to itself; one that is in $listed, too, to all the words that follow. All other arguments are left in $flags,
+# quoted.
+listed=''
 read_flags() {
     valued=$1 switches=$2 flags=''
     shift 2
@@ -79,6 +81,14 @@ read_flags() {
                 [ -n "${2:-}" ] || refuse "$1 needs a value"
                 eval "$flag=\$2"
                 shift 2
+                case " $listed " in
+                    *" $flag "*)
+                        while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
+                            eval "$flag=\$$flag\ \$1"
+                            shift
+                        done
+                        ;;
+                esac
                 continue
                 ;;
         esac

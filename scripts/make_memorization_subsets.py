@@ -33,6 +33,11 @@ from libstore.scored_ensemble import check_runs, checked_runs, usable_runs, valu
 from libstore.store import Output, array_bytes, exclusive, provenance
 
 
+def seeds(text: str) -> list[int]:
+    """Read one seed or, as the generators of job lines take them, several in a word; an argparse type."""
+    return [cli.non_negative_int(seed) for seed in text.split()]
+
+
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
@@ -43,9 +48,12 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     add("--scores", help="memorization of every training example, .npy, in place of the ensemble's (default: none)")
     add("--top_k", type=cli.number(int, at_least=2), default=500, help="number of most memorized examples")
     add("--ratio", type=cli.fraction, default=0.7, help="share of the other examples in a subset")
-    add("--seeds", type=cli.non_negative_int, nargs="+", default=list(range(40)), help="a subset is made for each")
+    text = "a subset is made for each (default: 0 to 39)"
+    add("--seeds", type=seeds, nargs="+", default=[list(range(40))], metavar="SEED", help=text)
     cli.add_overwrite(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.seeds = [seed for several in args.seeds for seed in several]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = [("train_fz_models.py", *TRAIN_FLAGS, "--stop_run", 4)]
     commands += [("scripts/make_memorization_subsets.py", *CHOICE, "--top_k", 40, "--seeds", *SEEDS)]
     for seed in SEEDS:
-        flags = ("--seed", seed, "--subset", subsets / f"subset_{seed}.npy", "--suffix", f"memorization_seed_{seed}")
+        flags = ("--seed", seed, "--train_subset", subsets / f"subset_{seed}.npy", "--suffix", "memorization_seed_*")
         commands += [("train_dp.py", *DP_FLAGS, "--epsilon", epsilon, *flags) for epsilon in EPSILONS]
     for command in commands:
         result = run_script(*command, "--config", config)
@@ -71,7 +71,7 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
     shutil.copytree(family / "fz_model_dir", tmp_path / "fz_model_dir")
     config = write_config(tmp_path)
     command = ("scripts/make_memorization_subsets.py", *CHOICE, "--top_k", 40, "--config", config)
-    assert run_script(*command, "--seeds", 3, 1).returncode == 0
+    assert run_script(*command, "--seeds", "3 1").returncode == 0
     for seed in (1, 3):
         again = tmp_path / "private_model_dir" / "subsets" / "mnist" / f"subset_{seed}.npy"
         assert again.read_bytes() == (subsets / f"subset_{seed}.npy").read_bytes()
@@ -252,7 +252,7 @@ def test_what_is_no_whole_model_is_named_and_left_out(family: Path, tmp_path: Pa
 def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: Path, tmp_path: Path) -> None:
     models = copied(family, tmp_path, SEEDS[:2])
     config = ("--config", tmp_path / "config.json")
-    subset = ("--subset", models / "subsets/mnist/subset_2.npy", "--suffix", "memorization_seed_2")
+    subset = ("--train_subset", models / "subsets/mnist/subset_2.npy", "--suffix", "memorization_seed_2")
     train = ("train_dp.py", *DP_FLAGS, "--epsilon", 2, "--seed", 2, *subset)
     score = ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1)
 

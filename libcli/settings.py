@@ -64,6 +64,17 @@ def read_settings(kind: type[S], args: argparse.Namespace, **values: Any) -> S:
     return kind(**values)
 
 
+def words_of(settings: Settings, *always: str) -> list[str]:
+    """Return the words of a command line that make settings; those at their default only if they are in `always`."""
+    words: list[str] = []
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if value != one.default or one.name in always:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{one.name}", *([] if value is True else map(str, values))]
+    return words
+
+
 def _item(hint: Any) -> tuple[type, bool]:
     """Return the type of one value and whether the field takes several; None beside a type is left out."""
     if isinstance(hint, types.UnionType):

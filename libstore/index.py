@@ -44,6 +44,14 @@ def read_index(subset: str, size: int) -> np.ndarray:
     return check_index(load_array(subset), size, subset)
 
 
+def subset_of(index: np.ndarray, size: int) -> str | None:
+    """Return what `read_index` resolves to some sorted positions; None if only a file does."""
+    for subset in ("all", str(len(index)), f"{SPREAD}{len(index)}"):
+        if np.array_equal(read_index(subset, size), index):
+            return subset
+    return None
+
+
 def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
     """Return an index as int64 after checking that it is one-dimensional, in range and without repeats."""
     if index.ndim != 1 or index.size == 0 or not np.issubdtype(index.dtype, np.integer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -184,6 +185,20 @@ def test_changed_data_and_a_damaged_table_are_refused(scored: Path) -> None:
 def test_nothing_to_gather_names_the_command_that_trains(scored: Path) -> None:
     result = run_script("score_table.py", "--dataset", "mnist", "--arch", "lenet5", "--config", scored / "config.json")
     assert_refused(result, "no score of mnist and lenet5", "train_fz_models.py --dataset mnist --arch lenet5 --config")
+
+
+def test_commands_for_what_is_missing_are_about_the_examples_at_hand(scored: Path) -> None:
+    """The 200 digits of the ensemble: fewer than the published number of points, and not all of MNIST."""
+    _, about, _ = table_of(scored)
+    assert "train_dp.py --dataset mnist --arch smallcnn --data_subset 200" in about["missing"]["epsilon_sensitivity"]
+    line, then = about["missing"]["instance_epsilon_realised"].split(", ", 1)
+    words = shlex.split(line)
+    assert words[:2] == ["sh", "sensitivity/run_loop.sh"] and then.startswith("then run_compo.sh")
+    small = ("--epochs", 1, "--stages", 2, "--batch_size", 50, "--accountant", "rdp")
+    result = run_script("sensitivity/compute_sensitivity.py", *words[2:], *small, "--config", scored / "config.json")
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(scored / "sensitivity_dir" / "res" / "res1.csv")
+    assert sorted(rows["point"].unique()) == list(range(200))
 
 
 def test_private_columns_are_means_over_the_models_of_an_epsilon(private: Path) -> None:

@@ -189,7 +189,7 @@ class TableFiles:
     def output(self) -> Output:
         """The Parquet file, whose sidecar is the table's description."""
         path = table_path(self.score_dir, self.dataset, self.arch)
-        return Output(path, self.settings, FORMAT, ("files", "influence"))
+        return Output(path, self.settings, FORMAT, ("files", "influence", "suffix"))
 
     def _beside(self, kind: str, suffix: str) -> Path:
         return self.score_dir / f"{kind}_{self.dataset}_{self.arch}{suffix}"
@@ -200,7 +200,12 @@ class TableFiles:
         Raises:
             InputError: As `Output.finished`.
         """
-        if not self.output.finished(overwrite=overwrite):
+        output = self.output
+
+        def wanted_before(name: str) -> bool:  # whatever another suffix names is not missed
+            return read_sidecar(output.path)["settings"].get("suffix") == self.settings.get("suffix")
+
+        if not output.finished(overwrite=overwrite, is_there=wanted_before):
             return False
         kept = read_sidecar(self.output.path)["beside"]
         wanted = {self._beside(Path(name).stem, Path(name).suffix).name for name in beside}

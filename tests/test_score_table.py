@@ -240,6 +240,20 @@ def test_private_columns_are_means_over_the_models_of_an_epsilon(private: Path) 
     assert about["columns"]["private_curvature_eps_2"]["standard_error"] is None
 
 
+def test_another_suffix_makes_the_table_again(private: Path, trees: Trees, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(private, folder)
+    config = write_config(folder, data_dir=json.loads((private / "config.json").read_text())["data_dir"])
+    flags, path = [*KIND, "--config", str(config)], table_path(folder / "score_dir", "cifar10", "smallcnn")
+    for suffix, runs in (("*seed_[01]", [0, 1]), ("*seed_[12]", [1, 2]), ("*", [0, 1, 2, 3])):
+        ended = trees.server.run("score_table.py", [*flags, "--suffix", suffix])
+        assert ended.status == 0 and "made again" in ended.output, ended.errors
+        assert read_table(path)[1]["columns"]["private_loss_eps_2"]["runs"] == runs
+    shutil.rmtree(next((folder / "private_model_dir").glob("*_eps_2_*seed_3")))
+    ended = trees.server.run("score_table.py", flags)
+    assert ended.status == 2 and "--overwrite" in ended.errors  # of the same models there are fewer
+
+
 def test_per_instance_columns_are_those_of_the_totals(private: Path) -> None:
     table, about = read_table(table_path(private / "score_dir", "cifar10", "smallcnn"))
     totals = pd.read_csv(private / "sensitivity_dir" / "compo_res" / "compo_res_all_totals.csv").set_index("point")

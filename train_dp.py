@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return
             if anew:
                 state.remove()
-            started, made_by = time.monotonic(), provenance(made_before(state.path), **describe_device(device))
+            started, how = time.monotonic(), {"drawn": study.drawn} if study.drawn else {}
+            made_by = provenance(made_before(state.path), **describe_device(device), **how)
             with cli.stop_requests() as stopping, EpochLog(name, dp, plan, calibrations) as log:
                 unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
                 train_private(trainer, unfinished, report=log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from libstore.errors import InputError
 from libstore.store import read_sidecar
 
 SPREAD = "spread:"
+BY_COINS = "by coins, in pairs"
+"""How subsets are drawn that hold each of the most memorized examples or not, whatever the others do."""
 
 
 def index_digest(index: np.ndarray) -> str:
@@ -80,14 +83,25 @@ def check_index_content(path: str | Path, content_sha256: object) -> None:
         raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
 
 
-def planned_size(path: str | Path | None) -> int | None:
-    """Return for how many examples a training on an index should be planned, if its sidecar says so.
+class Drawn(NamedTuple):
+    """How an index was drawn, as its sidecar says.
 
-    Subsets that are drawn example by example differ in size, which must not change sample rate, noise and steps.
+    Attributes:
+        how: For example `BY_COINS`; None for an index of one's own.
+        planned: For how many examples a training on it should be planned, None for as many as it holds. Subsets that
+            are drawn example by example differ in size, which must not change sample rate, noise and steps.
     """
+
+    how: str | None = None
+    planned: int | None = None
+
+
+def drawn(path: str | Path | None) -> Drawn:
+    """Return how an index was drawn; nothing is known of one without a sidecar."""
     if path is None or Path(path).suffix != ".npy" or not Path(path).with_suffix(".json").exists():
-        return None
-    return read_sidecar(Path(path))["settings"].get("planned")
+        return Drawn()
+    settings = read_sidecar(Path(path))["settings"]
+    return Drawn(settings.get("drawn"), settings.get("planned"))
 
 
 def load_array(path: str | Path) -> np.ndarray:

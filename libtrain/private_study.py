@@ -22,7 +22,7 @@ from libmodels.checkpoints import ModelSpec
 from libmodels.networks import Network
 from libscores.accounting import calibrate_noise_multiplier, pld_interval, spent_epsilon
 from libstore.errors import InputError
-from libstore.index import check_index_content, index_digest, planned_size, read_index
+from libstore.index import check_index_content, drawn, index_digest, read_index
 from libstore.remembered import remembered
 from libtrain.dp_training import DPTrainer, Step, seeded_model
 from libtrain.settings import DPSettings, PrivacyPlan, StudySettings
@@ -42,6 +42,7 @@ class Study:
         spec: The network.
         planned: Number of examples that sample rate, noise and steps are planned for: N and those left out, or what
             the subset's sidecar says.
+        drawn: How its sidecar says that the subset was drawn, None where there is none.
     """
 
     data: Dataset
@@ -49,6 +50,7 @@ class Study:
     rows: np.ndarray
     spec: ModelSpec
     planned: int
+    drawn: str | None = None
 
     def describe(self, settings: DPSettings) -> dict[str, Any]:
         """Return what decides the weights of a training, as a sidecar says it."""
@@ -102,7 +104,8 @@ def load_study(
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
         raise InputError(f"{study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
-    planned = planned_size(study.train_subset) or len(train_index)
+    how = drawn(study.train_subset)
+    planned = how.planned or len(train_index)
     if leave_out is not None:
         absent = leave_out[~np.isin(leave_out, train_index)]
         if absent.size:
@@ -121,7 +124,7 @@ def load_study(
         if subset is not None:
             check_index_content(subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, image_size)
-    return Study(data, test, np.searchsorted(index, train_index), spec, planned)
+    return Study(data, test, np.searchsorted(index, train_index), spec, planned, how.how)
 
 
 def plan_privacy(settings: DPSettings, n_planned: int, folder: Path) -> PrivacyPlan:

@@ -28,7 +28,7 @@ from libstore.comparable import kept
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import VALUES, ensemble_root, read_run, run_dir
-from libstore.index import index_digest, load_array
+from libstore.index import BY_COINS, index_digest, load_array
 from libstore.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
 from libstore.store import Output, array_bytes, exclusive, provenance
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = [(Output(folder / "top_k.npy", settings), examples[top])]
     for seed in args.seeds:
         subset = draw_subset(top, len(examples), args.ratio, seed)
-        drawn = {"drawn": "by coins, in pairs", "planned": planned, "ratio": args.ratio, "seed": seed}
+        drawn = {"drawn": BY_COINS, "planned": planned, "ratio": args.ratio, "seed": seed}
         made = Output(folder / f"subset_{seed}.npy", settings | drawn)
         outputs.append((made, examples[subset]))
     with exclusive(folder):

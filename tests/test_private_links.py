@@ -21,6 +21,8 @@ from libstore.errors import InputError
 from libstore.fz import read_run
 from libstore.index import load_array
 from libstore.private_models import (
+    ADDS,
+    EXCHANGES,
     PrivateChoice,
     PrivateModel,
     exchanges_or_adds,
@@ -65,7 +67,7 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
     assert read_sidecar(subsets / "subset_0.npy")["settings"]["planned"] == 20 + 112
     models = find_private_models(family / "private_model_dir", "mnist", "smallcnn", PrivateChoice(epsilon=(2.0,)))
     plans = {tuple(model.provenance["privacy"][key] for key in ("sample_rate", "steps")) for model in models}
-    assert plans == {(32 / 132, round(2 * 132 / 32))} and exchanges_or_adds(models) == "one example added"
+    assert plans == {(32 / 132, round(2 * 132 / 32))} and exchanges_or_adds(models, subsets) == ADDS
     assert len({model.settings["train_on"]["n_examples"] for model in models}) > 1
     assert len({tuple(subset) for subset in drawn}) == len(SEEDS)
     shutil.copytree(family / "fz_model_dir", tmp_path / "fz_model_dir")
@@ -173,6 +175,23 @@ def copied(family: Path, folder: Path, seeds: Sequence[int]) -> Path:
     shutil.copytree(family / "private_model_dir/subsets", folder / "private_model_dir/subsets", dirs_exist_ok=True)
     write_config(folder)
     return folder / "private_model_dir"
+
+
+def test_subsets_that_are_equally_large_by_chance_still_add_an_example(family: Path) -> None:
+    """What a bound is of follows from how sets were drawn: two complementary halves of 40 may have 20 each."""
+    root = family / "private_model_dir"
+    subsets = root / "subsets" / "mnist"
+    models = find_private_models(root, "mnist", "smallcnn", PrivateChoice())
+    sizes = {"n_examples": 132, "planned": 132}
+    equal = [
+        PrivateModel(m.folder, {**m.sidecar, "settings": {**m.settings, "train_on": m.settings["train_on"] | sizes}})
+        for m in models
+    ]
+    assert exchanges_or_adds(equal, family / "none") == ADDS
+    before = [PrivateModel(m.folder, {**m.sidecar, "provenance": {**m.provenance, "drawn": None}}) for m in equal]
+    assert exchanges_or_adds(before, subsets) == ADDS  # their sidecars did not tell
+    assert exchanges_or_adds(before, family / "none") == EXCHANGES
+    assert exchanges_or_adds([*equal[:-1], before[-1]], family / "none") == EXCHANGES
 
 
 @pytest.mark.parametrize("script", ["loss_v_priv.py", "calc_private_memorization.py"])

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -215,6 +216,12 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 def warn(message: str) -> None:
     """Print a line on stderr about something that is left out."""
     say(message)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print a line on stderr, the first time in this process."""
+    warn(message)
 
 
 def run(main: Callable[[], object]) -> NoReturn:

@@ -30,12 +30,16 @@ from scripts import execute_notebook
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_executed_notebooks_of_several_data_sets_have_names_of_their_own() -> None:
+def test_executed_notebooks_of_several_data_sets_have_short_names_of_their_own(tmp_path: Path) -> None:
     def name(*flags: str) -> str:
         return execute_notebook.parse(["notebooks/n.ipynb", "out", *flags]).name
 
     assert name("-p", "h", "0.1") == "n"
-    assert name("-p", "arch", "resnet18", "-p", "dataset", "~/my data/set.npz") == "n_my_data_set.npz_resnet18"
+    assert name("-p", "arch", "resnet18", "-p", "dataset", "~/my data/set.npz") == "n_set_resnet18"
+    long = f"{tmp_path}/a folder/of pictures"
+    assert name("-y", f"datasets: ['{long}', mnist]") == "n_of_pictures_mnist"
+    own = ("-p", "dataset", f"{long}/read.py:letters", "-p", "arch", f"{long}/nets.py:table")
+    assert name(*own) == "n_letters_table" and name(*own, "-p", "dataset_name", "mine") == "n_mine_table"
     assert name("-y", "datasets: [cifar10, cifar100]", "-p", "ratio", "0.7") == "n_cifar10_cifar100_0.7"
 
 

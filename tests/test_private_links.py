@@ -332,7 +332,11 @@ def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
         *parameters,
     ]
     result = subprocess.run(
-        [*command, "-p", "suffix", "memorization_*"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "-p", "suffix", "memorization_*", "-p", "dataset_name", "mnist"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     rows = json.loads(

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not whole.columns:
         told = f"{next(iter(whole.missing.values()))} --config {args.config}"
         raise InputError(f"no score of {dataset} and {network.name} is there; to make one: {told}")
-    table = join(whole.columns, labels)
+    table = join(whole.columns, labels, () if imagenet else data.class_names)
     files.save(table, whole, content)
     print(f"{files.output.path}: {len(table)} examples, {len(whole.columns)} scores")
 

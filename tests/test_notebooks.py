@@ -143,7 +143,7 @@ def test_an_edited_parameters_cell_decides_what_jupyter_shows(tmp_path: Path) ->
         notebook = edited(ROOT / "notebooks" / "analyze_imagenet_curv_fz.ipynb", **values)
         notebook["cells"] = notebook["cells"][:3]
         nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}).execute()
-        shown[name] = notebook["cells"][2]["outputs"][0]["text"]
+        shown[name] = "".join(output["text"] for output in notebook["cells"][2]["outputs"])
         assert shown[name].startswith(f"configuration: {config}\n")
     assert "3 scored models, 600 examples" in shown["one"] and "4 scored models, 700 examples" in shown["two"]
 

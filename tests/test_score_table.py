@@ -146,6 +146,12 @@ def test_examples_without_a_score_are_kept_and_empty() -> None:
     assert np.array_equal(table["trace"], [np.nan, 5, 6], equal_nan=True)
 
 
+def test_classes_are_called_by_their_names_where_they_have_some() -> None:
+    table = join([column()], np.array([1, 0, 0]), ["cat", "owl"])
+    assert table.columns.tolist()[:4] == ["example", "label", "class", "part"]
+    assert table["label"].tolist() == [1, 0] and table["class"].tolist() == ["owl", "cat"]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -152,9 +152,8 @@ def score_against_memorization(title: str, result: Link1, score: str = "curvatur
                 curve.memorization, result.subpopulation.predict(curve), color="tab:green", lw=1,
                 label=r"$a\,\mathrm{mem}\sqrt{\mathrm{count}} + b\,\mathrm{count}$",
             )  # fmt: skip
-        left.set(
-            xlabel="memorization score", ylabel=f"{name}, mean over the models that hold the example", ylim=(0, None)
-        )
+        left.set(xlabel="memorization score", ylabel=f"{name}, mean over the models that hold the example")
+        left.set_ylim(-0.04 * left.get_ylim()[1], None)  # below 0 for the half of a marker that stands there
         left.legend(frameon=False)
         shown = np.isfinite(result.memorization) & (link.score > 0)
         mem, values = result.memorization[shown], link.score[shown]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from libdata.datasets import load_dataset
-from libplots.figures import draw_examples
+from libplots.figures import draw_examples, score_against_memorization
 from libplots.notebooks import about, kept_examples, measured_examples
+from libscores.link1 import link1
 from libstore.errors import InputError
 from libstore.sensitivity_results import SensitivityResults
 from libstore.store import Output
@@ -51,6 +52,23 @@ def test_data_of_ones_own_are_told_by_their_content(tmp_path: Path, shape: tuple
     assert [axis.get_visible() for axis in axes] == [True, True, False]
     assert [bool(axis.images) for axis in axes[:2]] == [len(shape) == 4] * 2
     assert [axis.get_title() for axis in axes[:2]] == ["a", "b"]
+    plt.close(figure)
+
+
+def test_no_marker_is_cut_at_the_edge_of_its_axes() -> None:
+    """The largest bin has the least curvature: its marker stands at 0."""
+    n, rng = 60_000, np.random.default_rng(0)
+    mem = np.r_[np.zeros(n - 50), rng.uniform(0.5, 1, 50)]
+    runs = [(np.arange(n) % 3 != run, mem, mem + 1e-6) for run in range(3)]
+    result = link1(lambda: iter(runs), 3, n, memorization=mem, n_groups=2, n_permutations=1)
+    figure = score_against_memorization("bins", result)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    (bins,) = (one for one in axis.collections if one.get_label() == "bin mean")
+    centres = axis.transData.transform(np.asarray(bins.get_offsets()))
+    radii = np.sqrt(bins.get_sizes()) / 2 * figure.dpi / 72
+    assert radii.max() > 5 and axis.bbox.x0 < (centres[:, 0] - radii).min()
+    assert axis.bbox.y0 < (centres[:, 1] - radii).min() and (centres[:, 1] + radii).max() < axis.bbox.y1
     plt.close(figure)
 
 

@@ -311,6 +311,9 @@ def test_examples_are_drawn_as_what_they_are() -> None:
     draw_examples(figure, "five", np.zeros((5, 1, 4, 4)), list("abcde"), list("vwxyz"), columns=3)
     assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["av", "bw", "cx", "dy", "ez", ""]
     assert [len(axis.images) * axis.axison for axis in figure.axes] == [1, 1, 1, 1, 1, 0]
+    figure.clear()
+    draw_examples(figure, "two", np.zeros((2, 7)), ["a", "b"])
+    assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["a", "b", *[""] * 8]
     plt.close(figure)
 
 

@@ -46,7 +46,7 @@ def add_settings(parser: cli.Parser, kind: type[Settings], *, leave_out: Collect
                 options["nargs"] = "*"
         if one.metadata["before"]:
             parser.old_spellings[f"--{one.metadata['before']}"] = f"--{one.name}"
-            options["help"] += f"; before: --{one.metadata['before']}, still read"
+            options["help"] = f"(--{one.metadata['before']} before, still read) {options['help']}"
         parser.add_argument(f"--{one.name}", **options)
 
 

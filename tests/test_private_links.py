@@ -142,9 +142,13 @@ def test_memorization_against_epsilon(family: Path) -> None:
         ((131, 133), (None, None), "one example exchanged"),
     ],
 )
-def test_what_neighbours_are_follows_from_the_sizes(sizes, planned, said: str) -> None:
-    settings = [{"train_on": {"n_examples": n, "planned": p}} for n, p in zip(sizes, planned, strict=True)]
-    assert exchanges_or_adds([PrivateModel(Path(), {"settings": one}) for one in settings]) == said
+def test_sizes_tell_what_neighbours_are_where_nothing_else_does(tmp_path: Path, sizes, planned, said: str) -> None:
+    train_on = [
+        {"n_examples": n, "planned": p, "index_sha256": str(i)}
+        for i, (n, p) in enumerate(zip(sizes, planned, strict=True))
+    ]
+    models = [PrivateModel(tmp_path, {"settings": {"train_on": one}}) for one in train_on]
+    assert exchanges_or_adds(models, tmp_path) == said
 
 
 def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from libdata.build_tfrecords import folder_shards
     from libdata.imagenet import Shard, read_imagenet_index
     from libmodels.devices import resolve_device
-    from libmodels.tf_checkpoint import TensorFlowReader, open_run
+    from libmodels.tf_checkpoint import open_run
     from libscoring.shard_scoring import score_shards
 
     if args.stop_idx < args.start_idx:
@@ -82,21 +82,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     root, network = ensemble_root(config.fz_models("imagenet"), "imagenet", ARCH), built_in(ARCH)
     scoring = read_scoring(args, config.fz_score_dir("imagenet"), device)
     found = False
-    with TensorFlowReader() as reader:
-        for run in range(args.start_idx, args.stop_idx + 1):
-            name, folder = fz_model_name("imagenet", ARCH, args.ratio, run), run_dir(root, args.ratio, run)
-            if not folder.is_dir():
-                print(f"{name}: {folder} is not there, left out", flush=True)
-                continue
-            found = True
-            recorded = read_run(folder, len(order)).recorded(order.index)
-            cache = config.converted_dir / f"{name}.pt"
-            model = open_run(folder, "imagenet", network, reader, cache, keep=args.keep_converted)
-            selected = range(first, last + 1)
-            done = score_shards(
-                scoring, name, model.load, model.identity, files, selected, order, recorded, args.workers
-            )
-            print(f"{name}: {done}", flush=True)
+    for run in range(args.start_idx, args.stop_idx + 1):
+        name, folder = fz_model_name("imagenet", ARCH, args.ratio, run), run_dir(root, args.ratio, run)
+        if not folder.is_dir():
+            print(f"{name}: {folder} is not there, left out", flush=True)
+            continue
+        found = True
+        recorded = read_run(folder, len(order)).recorded(order.index)
+        cache = config.converted_dir / f"{name}.pt"
+        model = open_run(folder, "imagenet", network, cache, keep=args.keep_converted)
+        selected = range(first, last + 1)
+        done = score_shards(scoring, name, model.load, model.identity, files, selected, order, recorded, args.workers)
+        print(f"{name}: {done}", flush=True)
     if not found:
         raise InputError(f"{root / args.ratio}: no model from {args.start_idx} to {args.stop_idx}")
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_scoring(parser)
     args = parser.parse_args(argv)
     from libmodels.devices import resolve_device
-    from libmodels.tf_checkpoint import TensorFlowReader, open_run
+    from libmodels.tf_checkpoint import open_run
     from libscoring.scoring import score_model
 
     device = resolve_device(args.device, deterministic=args.deterministic)
@@ -78,26 +78,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     scoring = read_scoring(args, config.fz_score_dir(dataset), device)
     root = ensemble_root(config.fz_models(dataset), dataset, network.name)
     data: Dataset | None = None
-    with TensorFlowReader() as reader:
-        size = dataset_size(choice.dataset, "train", config.data_dir)
-        for ratio, runs in wanted_runs(root, args.ratio, args.start_run, args.stop_run):
-            for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
-                name, folder = fz_model_name(dataset, network.name, ratio, run), run_dir(root, ratio, run)
-                cache = config.converted_dir / f"{name}.pt"
-                model = open_run(folder, dataset, network, reader, cache, keep=args.keep_converted)
-                wanted = (model.normalization, index_digest(arrays.examples))
-                if data is None or (data.normalization, index_digest(data.index)) != wanted:
-                    data = load_dataset(
-                        choice.dataset, "train", config.data_dir, index=arrays.examples,
-                        normalization=model.normalization, image_size=model.image_size, tokens=model.tokens,
-                        name_on_disk=choice.dataset_name,
-                    )  # fmt: skip
-                if (folder / "aux_arrays.json").exists():
-                    kept = read_sidecar(folder / "aux_arrays.npz")["settings"]
-                    check_same_content(data, kept.get("data", {}), folder)
-                recorded = arrays.recorded(data.index)
-                new = score_model(scoring, name, model.load, model.identity, data, recorded)
-                print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)
+    size = dataset_size(choice.dataset, "train", config.data_dir)
+    for ratio, runs in wanted_runs(root, args.ratio, args.start_run, args.stop_run):
+        for run, arrays in zip(runs, read_runs(root, ratio, runs, size), strict=True):
+            name, folder = fz_model_name(dataset, network.name, ratio, run), run_dir(root, ratio, run)
+            cache = config.converted_dir / f"{name}.pt"
+            model = open_run(folder, dataset, network, cache, keep=args.keep_converted)
+            wanted = (model.normalization, index_digest(arrays.examples))
+            if data is None or (data.normalization, index_digest(data.index)) != wanted:
+                data = load_dataset(
+                    choice.dataset, "train", config.data_dir, index=arrays.examples,
+                    normalization=model.normalization, image_size=model.image_size, tokens=model.tokens,
+                    name_on_disk=choice.dataset_name,
+                )  # fmt: skip
+            if (folder / "aux_arrays.json").exists():
+                kept = read_sidecar(folder / "aux_arrays.npz")["settings"]
+                check_same_content(data, kept.get("data", {}), folder)
+            recorded = arrays.recorded(data.index)
+            new = score_model(scoring, name, model.load, model.identity, data, recorded)
+            print(f"{name}: {'scored' if new else 'finished before, skipped'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not output.finished(overwrite=args.overwrite, is_there=lambda model: is_private_model(root / model)):
             output.save(array_bytes(scores), provenance())
 
-    relation, bounds = exchanges_or_adds(models), []
+    relation, bounds = exchanges_or_adds(models, root / "subsets" / dataset), []
     for epsilon in results:
         plans = {PrivacyPlan.of_record(dict(model.provenance["privacy"])) for model in groups[epsilon]}
         largest = max(total_variation(plan.noise_multiplier, plan.sample_rate, plan.steps) for plan in plans)

@@ -83,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 test = load_dataset(args.dataset, "test", config.data_dir, index=wanted, **choice.arguments())
                 influence["test_label"] = test.labels.numpy()[influence["picture"]]
                 shown["test"] = pictures(test.images.numpy())
+            classes = {"num_classes": data.num_classes, "class_names": data.class_names}
             about = {"title": f"{dataset}, {arch}: examples by their scores", "name": f"{dataset}_{arch}"}
-            content = page(table, rows, weights, view, shown, influence, about | {"num_classes": data.num_classes})
+            content = page(table, rows, weights, view, shown, influence, about | classes)
             output.save(content, provenance())
     print(f"{output.path}: {len(rows)} of {len(table.frame)} examples")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import libcli as cli
 from libcli.choices import add_choices, read_network
-from libcli.settings import read_settings
+from libcli.settings import read_settings, words_of
 
 import argparse
 import shlex
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from libdata.choice import IMAGENET, TableData
+from libmodels import ARCHITECTURES
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.gathered_private import instance_scores, private_scores
@@ -36,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     parser = cli.Parser(__doc__)
     add_choices(parser, kind=TableData)
     parser.add_argument("--ratio", default="0.7", help="the ensemble's folder: share that each run trained on")
-    parser.add_argument("--suffix", default="*", help="pattern of the ends of the private models' names")
+    parser.add_argument("--suffix", default="*", help="end of the private models' names, * for any seed")
     parser.add_argument("--h", type=cli.positive_float, default=1e-3, help="step of the private models' curvature")
     text = "totals file of renyi_per_instance_sum_compo.py (default: that of sensitivity/run_compo.sh)"
     parser.add_argument("--per_instance", type=Path, metavar="FILE", help=text)
@@ -53,12 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     from libdata.datasets import dataset_name, load_dataset
     from libdata.imagenet import read_imagenet_index
+    from libmodels.networks import NetworkChoice
 
     choice, network, config = read_settings(TableData, args), read_network(args), load_config(args.config)
     imagenet = choice.dataset == IMAGENET
     dataset = IMAGENET if imagenet else dataset_name(choice.dataset, choice.dataset_name)
-    flags = shlex.join(["--dataset", choice.dataset])
-    places = Places.of(config, dataset, network.name, args.ratio, flags, shlex.join(["--arch", args.arch]))
+    options = [
+        word for key, value in cli.architecture_options(args, ARCHITECTURES).items() for word in (f"--{key}", value)
+    ]
+    network_flags = shlex.join(words_of(read_settings(NetworkChoice, args), "arch") + options)
+    flags = shlex.join(words_of(choice, "dataset"))
+    places = Places.of(config, dataset, network.name, args.ratio, flags, network_flags)
     if imagenet:
         labels, content = read_imagenet_index(config.imagenet_index).labels, None
     else:
@@ -66,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels, content = data.labels.numpy(), data.content_sha256
     parts = (
         ensemble_scores(places, influence=args.influence, matrix=args.influence_matrix),
-        private_scores(places, args.suffix, args.h),
-        instance_scores(places, args.per_instance),
+        private_scores(places, args.suffix, args.h, len(labels)),
+        instance_scores(places, args.per_instance, len(labels)),
     )
     whole = Gathered.of(parts)
     settings = {"dataset": dataset, "arch": network.name, "ratio": args.ratio, "suffix": args.suffix, "h": args.h}
@@ -85,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not whole.columns:
         told = f"{next(iter(whole.missing.values()))} --config {args.config}"
         raise InputError(f"no score of {dataset} and {network.name} is there; to make one: {told}")
-    table = join(whole.columns, labels)
+    table = join(whole.columns, labels, () if imagenet else data.class_names)
     files.save(table, whole, content)
     print(f"{files.output.path}: {len(table)} examples, {len(whole.columns)} scores")
 

@@ -6,7 +6,7 @@ Poisson sampling at exactly B/N, per-example clipping, noise calibrated once; (e
 for adding or removing one training example (Abadi et al., arXiv 1607.00133). The loss and accuracy in the log and
 the saved arrays are not private: they are for the study.
 
-Inputs: the data set under data_dir, optionally an .npy index of training examples (--subset). Outputs:
+Inputs: the data set under data_dir, optionally an .npy index of training examples (--train_subset). Outputs:
 <private_model_dir>/<dataset>_<arch>_eps_<epsilon>_<suffix>/model.pt and aux_arrays.npz, each with a JSON sidecar. With
 --more_epsilons one process trains several models, one after another, to the same files as a process for each.
 A finished model is skipped; a killed or stopped run goes on where it was, to the same bytes. Measured: about 9 s
@@ -28,15 +28,22 @@ from libstore.store import Output, arrays_bytes, exclusive, made_before, provena
 from libtrain.settings import DPSettings
 
 
+def suffix(text: str) -> str:
+    """Return the end of a name; an argparse type."""
+    cli.file_name(text.replace("*", "0"))
+    return text
+
+
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     add_private_training(parser)
-    parser.add_argument("--suffix", type=cli.file_name, help="end of the model's name (default: seed_<seed>)")
+    text = "end of the model's name, * for its seed"
+    parser.add_argument("--suffix", type=suffix, default="seed_*", help=text)
     text = "epsilons of more models to train after the first (default: none)"
     parser.add_argument("--more_epsilons", type=cli.positive_float, nargs="+", default=[], metavar="EPSILON", help=text)
     args = parser.parse_args(argv)
-    args.suffix = args.suffix or f"seed_{args.seed}"
+    args.suffix = args.suffix.replace("*", str(args.seed))
     return args
 
 
@@ -76,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return
             if anew:
                 state.remove()
-            started, made_by = time.monotonic(), provenance(made_before(state.path), **describe_device(device))
+            started, how = time.monotonic(), {"drawn": study.drawn} if study.drawn else {}
+            made_by = provenance(made_before(state.path), **describe_device(device), **how)
             with cli.stop_requests() as stopping, EpochLog(name, dp, plan, calibrations) as log:
                 unfinished = Unfinished(state, save_every=args.save_every, stopping=stopping, made_by=made_by)
                 train_private(trainer, unfinished, report=log)

@@ -1,6 +1,6 @@
 """Link 1, step 1: train an ensemble on random subsets of a data set, in the Feldman-Zhang layout.
 
-    python train_fz_models.py --dataset mnist --arch smallcnn --subset 2000 --start_run 0 --stop_run 60
+    python train_fz_models.py --dataset mnist --arch smallcnn --data_subset 2000 --start_run 0 --stop_run 60
 
 Every run trains one network on its own random subset of the examples and keeps which examples it saw and how
 it does on all of them (Feldman, Zhang, NeurIPS 2020, arXiv 2008.03703). Without flags it trains the small CNN on MNIST;
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = read_settings(RecordSettings, args)
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
-    index = np.sort(read_index(shared.subset, dataset_size(choice.dataset, "train", config.data_dir)))
+    index = np.sort(read_index(shared.data_subset, dataset_size(choice.dataset, "train", config.data_dir)))
     data, test, size = load_splits(choice, config.data_dir, index, shared.normalization, network.image_size)
-    check_index_content(shared.subset, data.content_sha256)
+    check_index_content(shared.data_subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, size)
     training = FZTraining(
         data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every, args.together, record

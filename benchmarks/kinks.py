@@ -29,9 +29,9 @@ from libstore.config import load_config
 from libstore.scored_ensemble import ScoredEnsemble
 
 KINDS = {
-    "tanh": ("smallcnn", 18, ["--subset", "300", "--arch_options", "activation=tanh"]),
-    "relu": ("smallcnn", 18, ["--subset", "300", "--arch_options", "activation=relu"]),
-    "residual": ("residual", 18, ["--subset", "300", "--image_size", "14", "--lr", "0.03"]),
+    "tanh": ("smallcnn", 18, ["--data_subset", "300", "--arch_options", "activation=tanh"]),
+    "relu": ("smallcnn", 18, ["--data_subset", "300", "--arch_options", "activation=relu"]),
+    "residual": ("residual", 18, ["--data_subset", "300", "--image_size", "14", "--lr", "0.03"]),
 }
 """Network, number of them, and flags of its training."""
 STEPS = ("1e-4", "1e-3", "1e-2", "0.1", "exact")

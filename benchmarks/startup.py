@@ -50,7 +50,7 @@ def commands(folder: Path, data_dir: Path) -> list[tuple[str, list[str], float |
     kind = ["--config", str(config), "--dataset", "mnist", "--arch", "smallcnn"]
     few = ["--batch_size", "16", "--epochs", "1", "--data_subset", "64"]
     private = ["train_dp.py", *kind, *few, "--epsilon", "8", "--seed"]
-    ensemble = ["train_fz_models.py", *kind, "--subset", "64", "--stop_run", "1", "--epochs", "1"]
+    ensemble = ["train_fz_models.py", *kind, "--data_subset", "64", "--stop_run", "1", "--epochs", "1"]
     study = ["sensitivity/compute_sensitivity.py", "--config", str(config), "--arch", "smallcnn", *few]
     study += ["--points", str(POINTS), "--stages", "2", "--save_freq", "2"]
     results = str(folder / "sensitivity_dir" / "res" / "res1.csv")

@@ -46,6 +46,6 @@ def study(folder: Path, dataset: str, arch: str, *training: str, scoring: tuple[
     places = config.fz_models(data), config.fz_score_dir(data)
     ensemble = ScoredEnsemble.find(*places, data, network, "0.7", value="prob")
     result = link1(ensemble.read, len(ensemble.runs), len(ensemble.examples))
-    print(f"{name}: Spearman(memorization, curvature) {result.similarity['Spearman']}")
+    print(f"{name}: Spearman(memorization, curvature) {result.links['curvature'].similarity['Spearman']}")
     save_figure(score_against_memorization(name, result), config.figure_dir, f"link1_{name}")
     return config.figure_dir / f"link1_{name}.png"

@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     import common
 
     parser = common.parser(__doc__)
-    parser.add_argument("--subset", default="2000", help="rows of the study (default: the first 2,000)")
+    parser.add_argument(
+        "--data_subset", "--subset", default="2000", help="rows of the study (default: the first 2,000)"
+    )
     args = parser.parse_args(argv)
-    training = ("--stop_run", args.runs, "--subset", args.subset, "--epochs", "40")
+    training = ("--stop_run", args.runs, "--data_subset", args.data_subset, "--epochs", "40")
     return common.study(args.out, f"{__file__}:letter", f"{__file__}:mlp", *training, name="letter_mlp")
 
 

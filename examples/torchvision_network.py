@@ -21,9 +21,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("data", nargs="?", default="cifar10", help="data set (default cifar10)")
     parser.add_argument("--arch", default="torchvision.models:resnet18", help="import path of the network")
     parser.add_argument("--epochs", default="20", help="passes of each over its images (default 20)")
-    parser.add_argument("--subset", default="2000", help="images of the study (default: the first 2,000)")
+    parser.add_argument(
+        "--data_subset", "--subset", default="2000", help="images of the study (default: the first 2,000)"
+    )
     args = parser.parse_args(argv)
-    training = ("--stop_run", args.runs, "--epochs", args.epochs, "--subset", args.subset)
+    training = ("--stop_run", args.runs, "--epochs", args.epochs, "--data_subset", args.data_subset)
     name = f"{dataset_name(args.data)}_{args.arch.rpartition(':')[2]}"
     return common.study(args.out, args.data, args.arch, *training, name=name)
 

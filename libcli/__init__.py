@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,11 +47,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False)
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
+        self.old_spellings: dict[str, str] = {}
+        """What a flag was called before, and its name."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted.
 
-        --a-flag is read as --a_flag, however the flag is written.
+        --a-flag is read as --a_flag, however the flag is written, and so are old spellings.
         """
         found = super().parse_args(map(self._spelled, sys.argv[1:] if args is None else args), namespace)
         if os.environ.get("FLAGS_ONLY"):
@@ -59,9 +62,10 @@ class Parser(argparse.ArgumentParser):
 
     def _spelled(self, word: str) -> str:
         flag, *value = word.split("=", 1)
-        with_underscores = flag[:2] + flag[2:].replace("-", "_")
-        is_known = flag.startswith("--") and with_underscores in self._option_string_actions
-        return "=".join([with_underscores, *value]) if is_known else word
+        name = flag[:2] + flag[2:].replace("-", "_")
+        name = self.old_spellings.get(name, name)
+        is_known = flag.startswith("--") and name in self._option_string_actions
+        return "=".join([name, *value]) if is_known else word
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -212,6 +216,12 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 def warn(message: str) -> None:
     """Print a line on stderr about something that is left out."""
     say(message)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print a line on stderr, the first time in this process."""
+    warn(message)
 
 
 def run(main: Callable[[], object]) -> NoReturn:

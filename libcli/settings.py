@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import argparse
 import dataclasses
 import types
@@ -14,9 +16,7 @@ from libstore.settings import REQUIRED, Settings, refusal
 S = TypeVar("S", bound=Settings)
 
 
-def add_settings(
-    parser: argparse.ArgumentParser, kind: type[Settings], *, leave_out: Collection[str] = (), **defaults: Any
-) -> None:
+def add_settings(parser: cli.Parser, kind: type[Settings], *, leave_out: Collection[str] = (), **defaults: Any) -> None:
     """Add a flag --name for every field of a settings class.
 
     Args:
@@ -44,6 +44,9 @@ def add_settings(
                 options |= {"metavar": one.metadata["metavar"] or f"{{{','.join(one.metadata['choices'])}}}"}
             if several:
                 options["nargs"] = "*"
+        if one.metadata["before"]:
+            parser.old_spellings[f"--{one.metadata['before']}"] = f"--{one.name}"
+            options["help"] = f"(--{one.metadata['before']} before, still read) {options['help']}"
         parser.add_argument(f"--{one.name}", **options)
 
 
@@ -59,6 +62,17 @@ def read_settings(kind: type[S], args: argparse.Namespace, **values: Any) -> S:
             value = given[one.name]
             values[one.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def words_of(settings: Settings, *always: str) -> list[str]:
+    """Return the words of a command line that make settings; those at their default only if they are in `always`."""
+    words: list[str] = []
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if value != one.default or one.name in always:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{one.name}", *([] if value is True else map(str, values))]
+    return words
 
 
 def _item(hint: Any) -> tuple[type, bool]:

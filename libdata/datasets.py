@@ -75,6 +75,7 @@ class Dataset:
             the training split, per channel of images and per column of tables). Token ids are left alone by both.
         split_size: Number of examples of the whole split.
         content_sha256: Digest of the whole data set, both splits, before normalisation.
+        class_names: What the classes are called, by label; empty where they have no names.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Dataset:
     normalization: str
     split_size: int
     content_sha256: str
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,6 +96,10 @@ class Dataset:
     def in_channels(self) -> int:
         """Number of channels of an image, or of columns of a table."""
         return self.images.shape[1]
+
+    def class_name(self, label: int) -> str:
+        """Return what a class is called, its number where it has no name."""
+        return self.class_names[label] if self.class_names else str(label)
 
     def identity(self) -> dict[str, object]:
         """Return what a sidecar says of the data: name, content, split, size, index digest, pixels."""
@@ -327,6 +333,7 @@ def load_dataset(
         normalization=normalization,
         split_size=len(classes),
         content_sha256=digest,
+        class_names=() if name in DATASETS else own.class_names,
     )
 
 

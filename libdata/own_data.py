@@ -45,6 +45,7 @@ class OwnData:
         inputs: For "train" and "test", uint8, float32 or (token ids) int64, shape (N, ...); images (N, C, H, W).
         labels: For each split, classes, int64, shape (N,).
         num_classes: 1 + the largest label of both splits.
+        class_names: What the classes are called, by label; empty where they have no names.
         sha256: Digest of all of it.
     """
 
@@ -52,6 +53,7 @@ class OwnData:
     labels: dict[str, np.ndarray]
     num_classes: int
     sha256: str
+    class_names: tuple[str, ...] = ()
 
 
 def form_of(name: str) -> str | None:
@@ -383,7 +385,9 @@ def _read_folder(name: str, states: tuple[tuple[Any, ...], ...], image_size: int
         labels[split].append(label)
     targets = {split: np.array(values, dtype=np.int64) for split, values in labels.items()}
     inputs = {split: np.stack(values) for split, values in pixels.items()}
-    return OwnData(inputs, targets, _count_classes(name, targets), digest.hexdigest())
+    called = {label: file.relative_to(Path(name).expanduser()).parts[1] for _, file, label, *_ in states}
+    classes = tuple(called[label] for label in sorted(called))
+    return OwnData(inputs, targets, _count_classes(name, targets), digest.hexdigest(), classes)
 
 
 def _is_grey(file: Path) -> bool:

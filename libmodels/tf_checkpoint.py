@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import libcli as cli
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from libmodels import ARCHITECTURES
+from libmodels import ARCHITECTURES, tf_arrays
 from libmodels.checkpoints import ModelSpec, load_model, model_bytes
 from libmodels.networks import Network
 from libstore.errors import InputError
@@ -37,75 +37,39 @@ _TRAINED_ON = {("small_inception", 10): "cifar10", ("small_inception", 100): "ci
 _NORMALIZATION = {"small_inception": "unit", "resnet50": "standard"}
 
 
-class TensorFlowReader:
-    """Reads checkpoints through one TensorFlow process, started at the first request.
+def read_variables(prefix: Path) -> dict[str, np.ndarray]:
+    """Return every variable of a checkpoint by its path, without the common suffix.
 
-    Use it as a context manager; thousands of checkpoints share one import of TensorFlow.
+    Args:
+        prefix: The checkpoint's files without ".index" and ".data-...".
+
+    Raises:
+        InputError: TensorFlow is missing or cannot read the checkpoint.
     """
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self._log: IO[str] | None = None
-        self._arrays: IO[bytes] | None = None
-
-    def __enter__(self) -> TensorFlowReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.stdin and self._process.stdout:
-            self._process.stdin.close()
-            self._process.wait()
-            self._process.stdout.close()
-            self._process = None
-        for file in (self._log, self._arrays):
-            if file is not None:
-                file.close()
-
-    def _start(self) -> subprocess.Popen[str]:
-        self._log, self._arrays = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile()  # noqa: SIM115 - no name on disk
-        out = str(self._arrays.fileno())
-        script = Path(__file__).with_name("tf_arrays.py")
-        return subprocess.Popen(
-            [sys.executable, "-P", str(script), out],
-            pass_fds=[self._arrays.fileno()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
+    with tempfile.TemporaryFile() as file:  # no name on disk: nothing stays behind, however this ends
+        process = subprocess.run(
+            [sys.executable, "-P", tf_arrays.__file__, prefix.resolve(), f"/dev/fd/{file.fileno()}"],
+            pass_fds=[file.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
-
-    def read(self, prefix: Path) -> dict[str, np.ndarray]:
-        """Return every variable of a checkpoint by its path, without the common suffix.
-
-        Args:
-            prefix: The checkpoint's files without ".index" and ".data-...".
-
-        Raises:
-            InputError: TensorFlow is missing or cannot read the checkpoint.
-        """
-        if self._process is None:
-            self._process = self._start()
-        assert self._process.stdin and self._process.stdout and self._log and self._arrays
-        try:
-            self._process.stdin.write(json.dumps(str(prefix.resolve())) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._log.seek(0)
-            reason = (self._log.read().strip().splitlines() or ["it ended without a word"])[-1]
+        lines = process.stderr.strip().splitlines()
+        reason = lines[-1] if lines else "it ended without a word"
+        if process.returncode == tf_arrays.UNREADABLE:
+            raise InputError(f"{prefix}: TensorFlow cannot read the checkpoint: {reason}")
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            raise InputError(f"{prefix}: cannot convert, TensorFlow was ended by {name} (too little memory?)")
+        if process.returncode:
             raise InputError(
                 f"{prefix}: cannot convert, TensorFlow does not run here ({reason}); pip install tensorflow"
             )
-        answer = json.loads(line)
-        if "error" in answer:
-            raise InputError(f"{prefix}: TensorFlow cannot read the checkpoint: {answer['error']}")
-        self._arrays.seek(0)
-        with np.load(self._arrays, allow_pickle=False) as arrays:
-            return {name.removesuffix(_SUFFIX): arrays[f"array_{i}"] for i, name in enumerate(answer["names"])}
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name.removesuffix(_SUFFIX): arrays[f"array_{i}"] for i, name in enumerate(arrays["names"].tolist())}
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -178,7 +142,7 @@ def convert(variables: Mapping[str, np.ndarray], spec: ModelSpec, source: Path) 
     sums they come from (`_hidden`, `_counter`) are checked for shape, the counter is kept.
 
     Args:
-        variables: Arrays by path, as `TensorFlowReader.read` returns them.
+        variables: Arrays by path, as `read_variables` returns them.
         spec: What to build.
         source: Name for error messages.
 
@@ -227,14 +191,11 @@ def convert(variables: Mapping[str, np.ndarray], spec: ModelSpec, source: Path) 
     return model.eval()
 
 
-def converted(
-    run: Path, reader: TensorFlowReader, cache: Path, *, keep: bool, overwrite: bool = True
-) -> tuple[nn.Module, ModelSpec]:
+def converted(run: Path, cache: Path, *, keep: bool, overwrite: bool = True) -> tuple[nn.Module, ModelSpec]:
     """Return the network of a released run, converting it unless a converted file of the same source is there.
 
     Args:
         run: The run directory.
-        reader: Where arrays come from; not started if the converted file is there.
         cache: Where the converted file is looked for and, if `keep`, written.
         keep: Write the converted file and its sidecar.
         overwrite: Replace a converted file of another source instead of refusing it.
@@ -249,7 +210,7 @@ def converted(
     output = Output(cache, {"source": source_digest(prefix)})
     if output.finished(overwrite=overwrite):
         return load_model(cache)
-    variables = reader.read(prefix)
+    variables = read_variables(prefix)
     spec = identify(variables, prefix)
     model = convert(variables, spec, prefix)
     counters = {name: int(variables[name]) for name in _COUNTERS if name in variables}
@@ -283,16 +244,13 @@ class RunModel:
     load: Callable[[], nn.Module]
 
 
-def open_run(
-    run: Path, dataset: str, network: Network, reader: TensorFlowReader, cache: Path, *, keep: bool
-) -> RunModel:
+def open_run(run: Path, dataset: str, network: Network, cache: Path, *, keep: bool) -> RunModel:
     """Find the network of a run, one of this project (checkpoints/model.pt) or a released one.
 
     Args:
         run: The run directory.
         dataset: Data set it should have been trained on.
         network: What it should be.
-        reader: Reads TensorFlow checkpoints.
         cache: Where the converted file of a released run is looked for.
         keep: Keep the converted file there.
 
@@ -317,7 +275,7 @@ def open_run(
     prefix = find_checkpoint(run)
 
     def load() -> nn.Module:
-        model, spec = converted(run, reader, cache, keep=keep)
+        model, spec = converted(run, cache, keep=keep)
         check(spec, prefix)
         return model
 
@@ -334,8 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.target.suffix in ("", ".json"):
         raise InputError(f"{args.target}: DST should be a file name such as {args.source.name}.pt")
-    with TensorFlowReader() as reader:
-        _, spec = converted(args.source, reader, args.target, keep=True, overwrite=args.overwrite)
+    _, spec = converted(args.source, args.target, keep=True, overwrite=args.overwrite)
     print(f"{args.target}: {spec.arch} for {spec.dataset}, {spec.num_classes} classes")
 
 

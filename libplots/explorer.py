@@ -84,7 +84,7 @@ def page(
         view: Columns shown first: `x1`, `y1`, `x2`, `y2`, `colour` ("label" for the class).
         shown: `train` and `test`: what `pictures` returns of the examples and of the test examples of `influence`.
         influence: What `pairs_of` returns, with `test_label` and `picture` (place among the test ones).
-        about: `title`, `num_classes`, and what else is said of the page.
+        about: `title`, `num_classes`, `class_names` (by label, or empty), and what else is said of the page.
     """
     frame = table.frame.iloc[rows]
     columns = {name: frame[name].to_numpy(np.float32) for name in frame.columns if name not in ("example", "label")}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 from libscores.link1 import Link1
 from libscores.link2 import MEMBERS, CurvatureByGroup, CurveFit, seed_means
@@ -29,22 +29,6 @@ def draw_bands(axis: Axes, x: np.ndarray, values: np.ndarray, label: str) -> Non
     axis.fill_between(x, first_quarter, last_quarter, color="tab:blue", alpha=0.3, lw=0, label="25 to 75 %")
     axis.plot(x, middle, color="tab:blue", label="median")
     axis.set(ylabel=label, yscale="log")
-
-
-def draw_examples(panel: SubFigure, title: str, inputs: np.ndarray, captions: Sequence[str], columns: int = 10) -> None:
-    """Draw examples with a caption above each: images as such, other inputs (N, ...) as a line through their values."""
-    panel.suptitle(title)
-    grid = panel.subplots(-(-len(inputs) // columns), columns, squeeze=False)
-    for axis in grid.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.set_visible(False)
-    for axis, one, caption in zip(grid.flat, inputs, captions, strict=False):
-        axis.set_visible(True)
-        axis.set_title(caption, fontsize=8)
-        if one.ndim == 3 and one.shape[0] in (1, 3):
-            axis.imshow(one.transpose(1, 2, 0).squeeze(), cmap="gray_r" if one.shape[0] == 1 else None)
-        else:
-            axis.plot(one.reshape(-1), lw=0.8)
 
 
 def draw_fit(axis: Axes, epsilons: np.ndarray, fit: CurveFit, formula: str) -> None:
@@ -152,9 +136,8 @@ def score_against_memorization(title: str, result: Link1, score: str = "curvatur
                 curve.memorization, result.subpopulation.predict(curve), color="tab:green", lw=1,
                 label=r"$a\,\mathrm{mem}\sqrt{\mathrm{count}} + b\,\mathrm{count}$",
             )  # fmt: skip
-        left.set(
-            xlabel="memorization score", ylabel=f"{name}, mean over the models that hold the example", ylim=(0, None)
-        )
+        left.set(xlabel="memorization score", ylabel=f"{name}, mean over the models that hold the example")
+        left.set_ylim(-0.04 * left.get_ylim()[1], None)  # below 0 for the half of a marker that stands there
         left.legend(frameon=False)
         shown = np.isfinite(result.memorization) & (link.score > 0)
         mem, values = result.memorization[shown], link.score[shown]

@@ -37,7 +37,7 @@ def statistics_table(results: Mapping[str, Link1]) -> pd.DataFrame:
                 column["a mem sqrt(count) + b count: a"] = f"{result.subpopulation_a:.4g}"
                 column["a mem sqrt(count) + b count: b"] = f"{result.subpopulation_b:.4g}"
                 column["R2 of that fit over the bins"] = f"{result.subpopulation.r_squared:.3f}"
-                column["examples with mem < 0 (in no bin)"] = str(result.curve.n_outside)
+                column["examples with mem < 0 (in no bin)"] = str(link.curve.n_outside)
             columns[value, name] = column
         if "loss" in result.links:
             columns[value, "curvature"] |= {

@@ -92,13 +92,13 @@ def draw_examples(
     title: str,
     examples: np.ndarray,
     above: Sequence[str],
-    below: Sequence[str],
-    columns: int,
+    below: Sequence[str] = (),
+    columns: int = 10,
 ) -> None:
-    """Draw inputs, (N, ...), in rows of so many, each with a line above and one below."""
+    """Draw inputs, (N, ...), in rows of so many, each with a line above and, if given, one below."""
     figure.suptitle(title)
     axes = figure.subplots(max(1, -(-len(examples) // columns)), columns, squeeze=False).ravel()
-    for axis, example, over, under in zip(axes, examples, above, below, strict=False):
+    for axis, example, over, under in zip(axes, examples, above, below or [""] * len(examples), strict=False):
         draw_example(axis, example)
         axis.set_title(over, fontsize=8)
         axis.set_xlabel(under, fontsize=8)
@@ -178,7 +178,7 @@ def about(results: SensitivityResults, dataset: str | None = None) -> dict[str, 
     Args:
         results: The results.
         dataset: The data set that was asked for, if one was; data of one's own are checked when they are read
-            (`measured_examples`), as they may bear any name.
+            (`kept_examples`), as they may bear any name.
 
     Raises:
         InputError: They are of another data set.
@@ -218,28 +218,6 @@ def kept_examples(
         examples = load_dataset(dataset, "train", data_dir, index=index, image_size=kept["image_size"], **how)
     if kept:
         check_same_content(examples, kept, where)
-    return examples
-
-
-def measured_examples(dataset: str, points: np.ndarray, file: Path, data_dir: Path) -> Dataset:
-    """Load measured points of a data set, in any form that --dataset takes.
-
-    Args:
-        dataset: The data set.
-        points: Their positions.
-        file: A result file.
-        data_dir: Folder of the built-in data sets.
-
-    Raises:
-        InputError: As `load_dataset`; the file's sidecar says that it is of data with another content.
-    """
-    from libdata.datasets import load_dataset
-
-    examples = load_dataset(dataset, "train", data_dir, index=points)
-    said = read_sidecar(file)["settings"].get("data", {}) if file.with_suffix(".json").exists() else {}
-    digest = said.get("content_sha256", examples.content_sha256)
-    if digest != examples.content_sha256:
-        raise InputError(f"dataset {dataset!r}: {file} is of {said.get('dataset')!r}, of another content")
     return examples
 
 

@@ -49,6 +49,7 @@ CHECKED = 32
 """Examples that `check_model` looks at."""
 # Two evaluations of one batch differ by the order of sums at the most (atomic additions on a GPU), in units of the
 # rounding error; an example beside others also by the algorithm that a library chooses for the shape.
+_MIXES = "the model mixes the examples of a batch in evaluation mode: logits depend on the others"
 _REPEATED, _BESIDE_OTHERS = 64, 1e-3
 
 
@@ -245,7 +246,39 @@ def check_model(
         beside, other = evaluate(torch.cat([x[:half], 2 * x[:half].flip(0)]), y[:half])
         leak = other[half:]
         if _differ(logits[:half], beside[:half], _BESIDE_OTHERS) or (leak[leak.isfinite()] != 0).any():
-            raise ValueError("the model mixes the examples of a batch in evaluation mode: logits depend on the others")
+            raise ValueError(_MIXES)
+
+
+def check_alone(
+    model: nn.Module, images: Tensor, labels: Tensor, *, device: torch.device | str = "cpu", batch_size: int = CHECKED
+) -> Tensor:
+    """Refuse a model whose logits of an example are random or depend on its companions; no gradient is taken.
+
+    Args:
+        model: The model.
+        images: Inputs of any type, shape (N, ...), N at least 1; a batch of at most `CHECKED` is looked at.
+        labels: Classes, shape (N,).
+        device: Where to compute.
+        batch_size: Examples that the device's memory holds at a time.
+
+    Returns:
+        The output for that batch.
+
+    Raises:
+        ValueError: It is such a model, or its output is no tensor of a row an example; the message says which.
+    """
+    with scoring(model, device), torch.no_grad():
+        checked = min(CHECKED, batch_size)
+        x, _ = on_device(images[:checked], labels[:checked], device)
+        half = max(1, len(x) // 2)
+        first, again, beside_fewer = (model(part.clone()) for part in (x, x, x[:half]))
+        if not isinstance(first, Tensor) or len(first) != len(x):
+            raise ValueError(f"the model returns a {type(first).__name__}, not a row of logits for each example")
+        if _differ(first, again, _REPEATED * torch.finfo(first.dtype).eps):
+            raise ValueError("the model is random in evaluation mode: two evaluations of an example differ")
+        if _differ(first[:half], beside_fewer, _BESIDE_OTHERS):
+            raise ValueError(_MIXES)
+        return first
 
 
 def _check_logits(logits: Any, n: int, labels: Tensor) -> None:

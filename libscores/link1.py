@@ -193,9 +193,8 @@ class Link1:
         memorization_se: Its standard error, (N,); NaN if memorization was given.
         memorization_low: Lower end of its 95 % interval, (N,); NaN if memorization was given.
         memorization_high: Its upper end.
-        curvature: Mean over the models that hold the example, (N,).
-        curvature_se: Standard error of that mean, (N,).
-        curvature_max: Maximum over the models that hold the example, (N,).
+        curvature_se: Standard error of the mean curvature over the models that hold the example, (N,).
+        curvature_max: Maximum over those models, (N,).
         n_undefined: Examples without a memorization score.
         links: "curvature", and "loss" if it is known.
         similarity_max: Spearman, Pearson and cosine of memorization and the maximum; without interval, as the
@@ -214,7 +213,6 @@ class Link1:
     memorization_se: np.ndarray
     memorization_low: np.ndarray
     memorization_high: np.ndarray
-    curvature: np.ndarray
     curvature_se: np.ndarray
     curvature_max: np.ndarray
     n_undefined: int
@@ -229,26 +227,6 @@ class Link1:
     subpopulation: SubpopulationFit
     subpopulation_a: Estimate
     subpopulation_b: Estimate
-
-    @property
-    def curve(self) -> BinnedCurve:
-        """Binned curve of curvature."""
-        return self.links["curvature"].curve
-
-    @property
-    def similarity(self) -> dict[str, Estimate]:
-        """Spearman, Pearson and cosine of memorization and mean curvature."""
-        return self.links["curvature"].similarity
-
-    @property
-    def disjoint_halves(self) -> Estimate:
-        """Spearman's correlation of memorization and curvature from disjoint halves of the runs."""
-        return self.links["curvature"].disjoint_halves
-
-    @property
-    def permutation(self) -> PermutationTest:
-        """Spearman's correlation against random pairings of the examples."""
-        return self.links["curvature"].random_pairs["Spearman"]
 
 
 def link1(
@@ -364,7 +342,6 @@ def link1(
         memorization_se=found.standard_error,
         memorization_low=found.low,
         memorization_high=found.high,
-        curvature=np.where(defined, held.mean, np.nan),
         curvature_se=held.standard_error,
         curvature_max=np.where(defined, held.maximum, np.nan),
         n_undefined=int((~defined).sum()),

@@ -18,6 +18,15 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None])[:, 0] - others
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Tell whether every row is not negative and sums to 1, as what a softmax gives and logits do not."""
+    return (
+        logits.ndim == 2
+        and logits.shape[1] > 1
+        and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all())
+    )
+
+
 def losses(logits: Tensor, y: Tensor, temp: float = 1.0) -> Tensor:
     """Return the cross-entropy of softmax(z / temp), as softplus(m): the same number without the loss of 1 - p."""
     return F.softplus(-log_odds(logits / temp, y))

@@ -148,22 +148,6 @@ def same_inner_products(vectors: np.ndarray) -> np.ndarray:
     return basis * np.sqrt(np.maximum(values, 0))
 
 
-def mean_rule_sensitivity(gradients: np.ndarray) -> np.ndarray:
-    """Return how far the mean of a batch's clipped gradients moves when each example leaves it.
-
-    ||mean(B) - mean(B without x)|| = ||g_x - mean(B)|| / (b - 1).
-
-    Args:
-        gradients: Clipped gradients of the batch, shape (b, d), b >= 2.
-
-    Returns:
-        Distances, shape (b,), in the gradients' unit.
-    """
-    if gradients.ndim != 2 or gradients.shape[0] < 2:
-        raise ValueError(f"expected gradients of at least 2 examples, shape (b, d), got {gradients.shape}")
-    return np.linalg.norm(gradients - gradients.mean(axis=0), axis=1) / (gradients.shape[0] - 1)
-
-
 def gaussian_epsilon(noise_to_sensitivity: np.ndarray, delta: float) -> np.ndarray:
     """Return the exact epsilon at delta of the Gaussian mechanism, for both directions.
 

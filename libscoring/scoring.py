@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from libdata.datasets import Dataset
 from libmodels.devices import describe_device
 from libscores.agreement import Overlap, below_median, lowest, overlap
-from libscores.curvature import check_model, on_device
+from libscores.curvature import check_alone, check_model, on_device
 from libscores.curvature import scoring as scored
+from libscores.logit_scores import are_probabilities
 from libscores.one_channel import fast_gradients_by_gray_images
 from libscoring.settings import ScoreSettings
 from libscoring.table import Score, values_of
 from libstore.errors import InputError
 from libstore.scores import COLUMNS, CURVATURE, LABELS, keep_index, score_path
 from libstore.store import Output, array_bytes, exclusive, load_scores, provenance
+from libtrain.self_check import PROBABILITIES
 from libtrain.training import predict
 
 Result = TypeVar("Result")
@@ -198,23 +200,28 @@ def save_scores(
 
 
 def check_scorable(model: nn.Module, model_name: str, images: Tensor, labels: Tensor, scoring: Scoring) -> None:
-    """Refuse a network that `libscores.curvature.check_model` refuses, where a score differentiates by the input.
+    """Refuse a network whose results for an example are not its own, or, for scores that differentiate, not smooth.
+
+    That is `libscores.curvature.check_alone` and `check_model`. A line on stderr says so if it gives probabilities.
 
     Raises:
         InputError: The reason.
     """
     settings = scoring.settings
-    if not any(score.differentiates for score in scoring.scores):
-        return
-    if settings.input_module is None and not images.is_floating_point():
+    differentiates = any(score.differentiates for score in scoring.scores)
+    if differentiates and settings.input_module is None and not images.is_floating_point():
         raise InputError(f"{model_name}: its inputs are token ids; name an embedding with --input_module")
 
     def check(batch_size: int) -> None:
         try:
-            check_model(
-                model, images, labels, temp=settings.temp, input_module=settings.input_module, device=scoring.device,
-                batch_size=batch_size,
-            )  # fmt: skip
+            if differentiates:
+                check_model(
+                    model, images, labels, temp=settings.temp, input_module=settings.input_module,
+                    device=scoring.device, batch_size=batch_size,
+                )  # fmt: skip
+            logits = check_alone(model, images, labels, device=scoring.device, batch_size=batch_size)
+            if are_probabilities(logits):
+                cli.warn_once(PROBABILITIES)
         except ValueError as error:
             raise InputError(f"{model_name}: {error}") from error
 

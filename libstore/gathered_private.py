@@ -15,7 +15,9 @@ from libscores.over_models import InAndOut, halves
 from libstore import score_columns as columns
 from libstore.comparable import check_content, kept
 from libstore.errors import InputError
+from libstore.fz import ensemble_root, read_run
 from libstore.gathered_scores import Places, reliability
+from libstore.index import subset_of
 from libstore.private_models import (
     PrivateChoice,
     PrivateModel,
@@ -31,13 +33,15 @@ from libstore.store import read_sidecar
 from libstore.text_tables import open_table
 
 _SCORER = "calc_curv_private_models.py"
+_POINTS = 1000
+"""Points of the published per-instance study."""
 
 
 class _Private:
     """Comparable private models, and the columns that they give."""
 
-    def __init__(self, places: Places, models: Sequence[PrivateModel]) -> None:
-        self.places, self.models, self.found = places, models, Gathered()
+    def __init__(self, places: Places, models: Sequence[PrivateModel], study: str) -> None:
+        self.places, self.models, self.found, self.study = places, models, Gathered(), study
         self.content = models[0].settings["data"].get("content_sha256")
         self.examples = models[0].arrays().examples
         epsilons = sorted({model.epsilon for model in models})
@@ -71,7 +75,8 @@ class _Private:
         if np.isfinite(score[0]).any():
             self.add(called, score, error, [model.seed for model in group])
         else:
-            line = self.places.command("train_dp.py", f"--epsilon {epsilon:g} --seed S --subset FILE")
+            more = f"{self.study} --epsilon {epsilon:g} --seed S --train_subset FILE".strip()
+            line = self.places.command("train_dp.py", more)
             self.found.missing[called[0]] = f"{line} for subsets of scripts/make_memorization_subsets.py"
 
     def add_mean(self, score: str, epsilon: float, group: Sequence[PrivateModel], values: Iterable[np.ndarray]) -> None:
@@ -108,25 +113,40 @@ class _Private:
         self.add(called, mean.mean, mean.standard_error[0], list(seeds))
 
 
-def private_scores(places: Places, suffix: str, h: float) -> Gathered:
+def _study(places: Places, size: int) -> tuple[str, int]:
+    """Return the flag of a private training on the examples that are at hand, and their number.
+
+    Those of the first network there is, of the ensemble or private; where there is none, all of the data set.
+    """
+    root = ensemble_root(places.fz_models, places.dataset, places.arch) / places.ratio
+    there = [*sorted(root.glob("*/aux_arrays.npz"))[:1]]
+    there += sorted(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/aux_arrays.npz"))[:1]
+    examples = read_run(there[0].parent).examples if there else np.arange(size)
+    subset = subset_of(examples, size)
+    return "" if subset == "all" else f"--data_subset {subset or 'FILE'}", len(examples)
+
+
+def private_scores(places: Places, suffix: str, h: float, size: int) -> Gathered:
     """Return what private models give at each epsilon, and how it moves with epsilon, to be read.
 
     Args:
         places: Where to look.
         suffix: Pattern of the ends of the models' names.
         h: Step of their curvature.
+        size: Number of training examples of the data set.
 
     Raises:
         InputError: Models do not belong together, or a file is damaged.
     """
-    train = places.command("train_dp.py", "--epsilon E --seed S [--subset FILE]")
+    study, _ = _study(places, size)
+    train = places.command("train_dp.py", f"{study} --epsilon E --seed S [--train_subset FILE]".strip())
     if not any(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/model.pt")):
         names = ("private_curvature_eps_E", "private_loss_eps_E", "private_memorization_eps_E", "epsilon_sensitivity")
         scorer = f"for several E and S, then {places.command(_SCORER, '')}".rstrip()
         return Gathered(missing=dict.fromkeys(names, f"{train} {scorer}"))
     models = find_private_models(places.private_models, places.dataset, places.arch, PrivateChoice(suffix=suffix))
     check_comparable(models)
-    private = _Private(places, models)
+    private = _Private(places, models, study)
     found = private.found
     found.files.update({model.name: model.weights_sha256 for model in models})
     with_odds = bool(models[0].arrays().logodds)
@@ -161,19 +181,23 @@ def private_scores(places: Places, suffix: str, h: float) -> Gathered:
     return found
 
 
-def instance_scores(places: Places, totals: Path | None) -> Gathered:
+def instance_scores(places: Places, totals: Path | None, size: int) -> Gathered:
     """Return what the per-instance accounting gives, to be read.
 
     Args:
         places: Where to look.
         totals: A totals file; by default compo_res_both_totals.csv, else compo_res_all_totals.csv.
+        size: Number of training examples of the data set.
 
     Raises:
         InputError: The file or what it was made of is damaged, or nothing says which data and network they are of.
     """
     found = Gathered()
     folder = places.sensitivity / "compo_res"
-    made_by = f"sh sensitivity/run_loop.sh {places.flags}, then run_compo.sh and, for the other direction, run_folds.sh"
+    study, n_examples = _study(places, size)
+    flags = [places.flags, places.network_flags, study, f"--points 0 --points_sample {min(n_examples, _POINTS)}"]
+    loop = " ".join(["sh sensitivity/run_loop.sh", *filter(None, flags)])
+    made_by = f"{loop}, then run_compo.sh and, for the other direction, run_folds.sh"
     if totals is None:
         there = [folder / f"compo_res_{kind}_totals.csv" for kind in ("both", "all")]
         there = [path for path in there if path.exists()]
@@ -218,8 +242,7 @@ def _add_instance(found: Gathered, places: Places, totals: Path, arch: str, cont
             column = next((source + end for source in sources if source + end in frame), None)
             called = name + direction + (f"_{arch}" if arch != places.arch else "")
             if column is None:
-                line = "sh sensitivity/run_folds.sh, then sh sensitivity/run_compo.sh --folds F, with"
-                found.missing[called] = f"{line} {places.flags}"
+                found.missing[called] = "sh sensitivity/run_folds.sh with the flags that run_loop.sh was given"
                 continue
             values, meaning = frame[column].to_numpy(dtype=np.float64), columns.instance(name, direction)
             found.columns.append(

@@ -50,9 +50,9 @@ class Places:
         dataset: Name of the data set on disk.
         arch: Name of the network on disk.
         ratio: Folder of the ensemble's ratio.
-        flags: What follows a script's name in commands: --dataset with its value. They go into the table's description,
-            and so without --config, whose path is of one machine.
-        network_flags: And then: --arch with its value.
+        flags: What follows a script's name in commands: --dataset with its value, and what else names the data. They go
+            into the table's description, and so without --config, whose path is of one machine.
+        network_flags: And then: --arch with its value, and what else names the network.
     """
 
     fz_models: Path

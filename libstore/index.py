@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from libstore.errors import InputError
 from libstore.store import read_sidecar
 
 SPREAD = "spread:"
+BY_COINS = "by coins, in pairs"
+"""How subsets are drawn that hold each of the most memorized examples or not, whatever the others do."""
 
 
 def index_digest(index: np.ndarray) -> str:
@@ -20,7 +23,7 @@ def index_digest(index: np.ndarray) -> str:
 
 
 def read_index(subset: str, size: int) -> np.ndarray:
-    """Resolve a `--subset` argument to positions in torchvision's order.
+    """Resolve a `--data_subset` or `--train_subset` to positions in torchvision's order.
 
     Args:
         subset: "all", a number N (the first N examples), "spread:N" (N at even distances through the data set, for
@@ -42,6 +45,14 @@ def read_index(subset: str, size: int) -> np.ndarray:
             raise InputError(f"subset {subset}: the data set has {size} examples")
         return np.arange(count) if number == subset else np.arange(count) * size // count
     return check_index(load_array(subset), size, subset)
+
+
+def subset_of(index: np.ndarray, size: int) -> str | None:
+    """Return what `read_index` resolves to some sorted positions; None if only a file does."""
+    for subset in ("all", str(len(index)), f"{SPREAD}{len(index)}"):
+        if np.array_equal(read_index(subset, size), index):
+            return subset
+    return None
 
 
 def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
@@ -72,14 +83,25 @@ def check_index_content(path: str | Path, content_sha256: object) -> None:
         raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
 
 
-def planned_size(path: str | Path | None) -> int | None:
-    """Return for how many examples a training on an index should be planned, if its sidecar says so.
+class Drawn(NamedTuple):
+    """How an index was drawn, as its sidecar says.
 
-    Subsets that are drawn example by example differ in size, which must not change sample rate, noise and steps.
+    Attributes:
+        how: For example `BY_COINS`; None for an index of one's own.
+        planned: For how many examples a training on it should be planned, None for as many as it holds. Subsets that
+            are drawn example by example differ in size, which must not change sample rate, noise and steps.
     """
+
+    how: str | None = None
+    planned: int | None = None
+
+
+def drawn(path: str | Path | None) -> Drawn:
+    """Return how an index was drawn; nothing is known of one without a sidecar."""
     if path is None or Path(path).suffix != ".npy" or not Path(path).with_suffix(".json").exists():
-        return None
-    return read_sidecar(Path(path))["settings"].get("planned")
+        return Drawn()
+    settings = read_sidecar(Path(path))["settings"]
+    return Drawn(settings.get("drawn"), settings.get("planned"))
 
 
 def load_array(path: str | Path) -> np.ndarray:

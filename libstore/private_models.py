@@ -22,7 +22,7 @@ from libstore import safe_pickle
 from libstore.comparable import PRIVATE_MODELS, SCORES, Kept, check_alike, check_made_of, check_weights, kept
 from libstore.errors import InputError
 from libstore.fz import RunArrays, read_run
-from libstore.index import load_array
+from libstore.index import BY_COINS, drawn, index_digest, load_array
 from libstore.scores import CURVATURE, CURVATURE_FORMAT, index_path, score_path
 from libstore.settings import Settings, setting
 from libstore.store import check_format, file_sha256, flatten, load_scores, read_sidecar
@@ -162,7 +162,7 @@ class PrivateChoice(Settings):
 
     epsilon: tuple[float, ...] | None = setting(None, "budgets (default: all there are)", above=0)
     seed: tuple[int, ...] | None = setting(None, "seeds (default: all there are)", at_least=0)
-    suffix: str = setting("*", "pattern of the ends of the models' names, such as 'seed_*'")
+    suffix: str = setting("*", "end of the models' names, * for any seed, such as 'seed_*'")
 
 
 def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoice) -> list[PrivateModel]:
@@ -238,16 +238,26 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
         seen[run] = model
 
 
-def exchanges_or_adds(models: Sequence[PrivateModel]) -> str:
-    """Tell by what data sets with and without an example differ, from the sizes of the models' training sets.
+def exchanges_or_adds(models: Sequence[PrivateModel], subsets: Path) -> str:
+    """Tell by what data sets with and without an example differ, from how the models' training sets were drawn.
 
-    Sets of various sizes under one plan were drawn example by example: the example is added. Sets of one size hold
-    another in its place.
+    By coins the example is added; sets of one size hold another in its place, and so may those of which nothing is
+    known. Equal sizes do not tell: coins fall so, too.
+
+    Args:
+        models: The models.
+        subsets: Folder of the data set's subsets, for models from before their sidecars told how they were drawn.
     """
+    told = {model.settings["train_on"]["index_sha256"]: model.provenance.get("drawn") for model in models}
+    if None in told.values():
+        for path in subsets.glob("subset_*.npy"):
+            how = drawn(path).how
+            if how is not None:
+                told |= {digest: how for digest in [index_digest(load_array(path))] if digest in told}
     sizes = [model.settings["train_on"] for model in models]
     planned = {size.get("planned") for size in sizes}
-    drawn = len(planned - {None}) == len(planned) == 1 and len({size["n_examples"] for size in sizes}) > 1
-    return ADDS if drawn else EXCHANGES
+    one_plan = len(planned - {None}) == len(planned) == 1 and len({size["n_examples"] for size in sizes}) > 1
+    return ADDS if one_plan or set(told.values()) == {BY_COINS} else EXCHANGES
 
 
 def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
 """The score table: one row per example, one column per score, for one data set and network.
 
 <score_dir>/table_<dataset>_<arch>.parquet and .csv hold the columns `example` (position in the data set's own order),
-`label`, `part`, and the scores, each with its standard error in `<score>_se` where there is one; .json is the sidecar
-and says of every column what it is (docs/score_table.md). Columns are joined by the examples' positions and by the
-digest of the data's content, never by row; an example without a score has an empty cell.
+`label`, `class` where classes have names, `part`, and the scores, each with its standard error in `<score>_se` where
+there is one; .json is the sidecar and says of every column what it is (docs/score_table.md). Columns are joined by the
+examples' positions and by the digest of the data's content, never by row; an example without a score has an empty cell.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from libstore.store import Output, exclusive, file_sha256, provenance, read_side
 
 FORMAT = 1
 """To be raised when what a column of the table means changes."""
-KEYS = ("example", "label", "part")
+KEYS = ("example", "label", "class", "part")
 """Columns that are no scores."""
 MAKER = "score_table.py"
 
@@ -134,12 +134,13 @@ def check_content(columns: Iterable[Column], content_sha256: str | None, data: s
     return known[0]
 
 
-def join(columns: Sequence[Column], labels: np.ndarray) -> pd.DataFrame:
+def join(columns: Sequence[Column], labels: np.ndarray, class_names: Sequence[str] = ()) -> pd.DataFrame:
     """Lay columns side by side, a row for every example that one of them has.
 
     Args:
         columns: The scores.
         labels: Class of every example of the data set, by position.
+        class_names: What the classes are called, by label; empty where they have no names.
 
     Raises:
         InputError: A column has an example that the data set lacks, an example twice, or two bear one name.
@@ -155,7 +156,10 @@ def join(columns: Sequence[Column], labels: np.ndarray) -> pd.DataFrame:
         there[column.examples] = True
     examples = np.flatnonzero(there)
     part = pd.Categorical.from_codes(np.zeros(len(examples), dtype=np.int8), ["train"])
-    table: dict[str, Any] = {"example": examples, "label": labels[examples], "part": part}
+    table: dict[str, Any] = {"example": examples, "label": labels[examples]}
+    if class_names:
+        table["class"] = pd.Categorical.from_codes(labels[examples], list(class_names))
+    table["part"] = part
     for column in columns:
         rows = np.searchsorted(examples, column.examples)
         for name, values in ((column.name, column.values), (f"{column.name}_se", column.standard_error)):
@@ -189,7 +193,7 @@ class TableFiles:
     def output(self) -> Output:
         """The Parquet file, whose sidecar is the table's description."""
         path = table_path(self.score_dir, self.dataset, self.arch)
-        return Output(path, self.settings, FORMAT, ("files", "influence"))
+        return Output(path, self.settings, FORMAT, ("files", "influence", "suffix"))
 
     def _beside(self, kind: str, suffix: str) -> Path:
         return self.score_dir / f"{kind}_{self.dataset}_{self.arch}{suffix}"
@@ -200,7 +204,12 @@ class TableFiles:
         Raises:
             InputError: As `Output.finished`.
         """
-        if not self.output.finished(overwrite=overwrite):
+        output = self.output
+
+        def wanted_before(name: str) -> bool:  # whatever another suffix names is not missed
+            return read_sidecar(output.path)["settings"].get("suffix") == self.settings.get("suffix")
+
+        if not output.finished(overwrite=overwrite, is_there=wanted_before):
             return False
         kept = read_sidecar(self.output.path)["beside"]
         wanted = {self._beside(Path(name).stem, Path(name).suffix).name for name in beside}
@@ -294,6 +303,7 @@ _SCHEMA_TYPES = {"int64": "sc:Integer", "float64": "sc:Float"}
 _KEY_TEXTS = {
     "example": "Position of the example in the training split, in the data set's own order, from 0.",
     "label": "Class of the example, from 0.",
+    "class": "What the class is called.",
     "part": "Part of the data set that the example is in.",
 }
 

@@ -28,6 +28,7 @@ def setting(
     metavar: str | None = None,
     check: Callable[[Any], str | None] = lambda value: None,
     words: Mapping[str, Any] | None = None,
+    before: str | None = None,
 ) -> Any:
     """Declare a field of a `Settings` class.
 
@@ -42,10 +43,11 @@ def setting(
         metavar: How --help names the value.
         check: Says why a value cannot be, None if it can.
         words: Words that the flag takes, and the values they stand for.
+        before: What the flag was called before; it is still read.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     told: dict[str, Any] = {"text": text, "choices": tuple(choices), "bounds": bounds, "metavar": metavar}
-    told |= {"check": check, "words": words or {}}
+    told |= {"check": check, "words": words or {}, "before": before}
     return dataclasses.field(default=default, metadata=told)
 
 

@@ -22,7 +22,7 @@ from libmodels.checkpoints import ModelSpec
 from libmodels.networks import Network
 from libscores.accounting import calibrate_noise_multiplier, pld_interval, spent_epsilon
 from libstore.errors import InputError
-from libstore.index import check_index_content, index_digest, planned_size, read_index
+from libstore.index import check_index_content, drawn, index_digest, read_index
 from libstore.remembered import remembered
 from libtrain.dp_training import DPTrainer, Step, seeded_model
 from libtrain.settings import DPSettings, PrivacyPlan, StudySettings
@@ -42,6 +42,7 @@ class Study:
         spec: The network.
         planned: Number of examples that sample rate, noise and steps are planned for: N and those left out, or what
             the subset's sidecar says.
+        drawn: How its sidecar says that the subset was drawn, None where there is none.
     """
 
     data: Dataset
@@ -49,6 +50,7 @@ class Study:
     rows: np.ndarray
     spec: ModelSpec
     planned: int
+    drawn: str | None = None
 
     @cached_property
     def test(self) -> Dataset:
@@ -104,11 +106,12 @@ def load_study(
     """
     size = dataset_size(choice.dataset, "train", data_dir)
     index = np.sort(read_index(study.data_subset, size))
-    train_index = index if study.subset is None else np.sort(read_index(study.subset, size))
+    train_index = index if study.train_subset is None else np.sort(read_index(study.train_subset, size))
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
-        raise InputError(f"{study.subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
-    planned = planned_size(study.subset) or len(train_index)
+        raise InputError(f"{study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
+    how = drawn(study.train_subset)
+    planned = how.planned or len(train_index)
     if leave_out is not None:
         absent = leave_out[~np.isin(leave_out, train_index)]
         if absent.size:
@@ -123,11 +126,11 @@ def load_study(
             "take a smaller one or add --allow_large_delta"
         )
     data, image_size, load_test = load_training_split(choice, data_dir, index, study.normalization, network.image_size)
-    for subset in (study.data_subset, study.subset):
+    for subset in (study.data_subset, study.train_subset):
         if subset is not None:
             check_index_content(subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, image_size)
-    return Study(data, load_test, np.searchsorted(index, train_index), spec, planned)
+    return Study(data, load_test, np.searchsorted(index, train_index), spec, planned, how.how)
 
 
 def plan_privacy(settings: DPSettings, n_planned: int, folder: Path) -> PrivacyPlan:

@@ -7,6 +7,8 @@ those of the loss. `FirstBatch` compares each with plain autograd and names the 
 
 from __future__ import annotations
 
+import libcli as cli
+
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from libscores.curvature import full_precision
+from libscores.logit_scores import are_probabilities
 from libstore.errors import InputError
 from libtrain.streams import evaluating, generators, seeded
 
@@ -32,6 +35,12 @@ N_EXAMPLES = 16
 # their losses (b,) and their logits (b, K).
 Chunk = tuple[Tensor, Callable[[Tensor], dict[Tensor, Tensor]], Tensor, Tensor]
 Way = Callable[[Tensor, Tensor], Iterator[Chunk]]
+
+PROBABILITIES = (
+    "the network gives probabilities (rows that are not negative and sum to 1), where logits are expected: the softmax "
+    "is taken again, so that no loss comes near 0; leave the network's own softmax out"
+)
+"""What is said of a network that ends in a softmax."""
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
 """What a network's or a layer's code may raise; a request to stop is none of them."""
@@ -105,6 +114,8 @@ def _draw(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, boo
     with seeded(0, images.device):
         before = _generator_state(images.device)
         logits = first_logits(model, images, labels)
+        if are_probabilities(logits):
+            cli.warn_once(PROBABILITIES)
         return logits, before != _generator_state(images.device)
 
 

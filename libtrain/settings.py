@@ -40,7 +40,7 @@ SUBSET_TEXT = "examples of the study: all, the first N, spread:N (N at even dist
 class EnsembleSettings(Settings):
     """What the runs of an ensemble share."""
 
-    subset: str = setting("all", SUBSET_TEXT)
+    data_subset: str = setting("all", SUBSET_TEXT, before="subset")
     normalization: str = setting("unit", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
     ratio: float = setting(0.7, "share of the examples each run trains on", above=0, below=1)
     seed: int = setting(0, "seed of the whole ensemble", at_least=0)
@@ -78,8 +78,8 @@ class StudySettings(Settings):
 
     normalization: str = setting("standard", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
     data_subset: str = setting("all", SUBSET_TEXT)
-    subset: str | None = setting(
-        None, ".npy index of the examples to train on, among those of the study (default: all of them)"
+    train_subset: str | None = setting(
+        None, ".npy index of the examples to train on, among those of the study (default: all of them)", before="subset"
     )
     allow_large_delta: bool = setting(False, "accept a delta of 1/N or more, N the training examples")
 

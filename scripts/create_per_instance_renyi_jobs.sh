@@ -6,5 +6,5 @@
 # are res/res_<dataset>_<arch>_eps_<epsilon>_seed_<seed>.csv. All other flags go to the script as they are.
 . "$(dirname -- "$0")/grid.sh"
 script=sensitivity/compute_sensitivity.py dataset=mnist arch=lenet5
-epsilons=$instance_epsilons seeds=$instance_seeds suffix=seed_ named=1
+epsilons=$instance_epsilons seeds=$instance_seeds suffix='seed_*' named=1
 . "$(dirname -- "$0")/dp_jobs.sh"

@@ -38,7 +38,7 @@ step "MNIST"
 python -m libdata.download mnist
 common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
 step "Link 1: 60 networks on random 70 % of 2,000 digits"
-sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --subset 2000 \
+sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --data_subset 2000 \
     --record --record_input_gradients >"$out/train_fz.sh"
 in_parallel train_fz
 step "Link 1: curvature and cheaper scores of every digit under every network"

@@ -1,5 +1,5 @@
 # Sourced by the generators of private models: one line of $script per data set, seed and epsilon.
-# In: $script, the grid ($dataset $epsilons $seeds, lists), $suffix (what precedes the seed in a model's name) and, where
+# In: $script, the grid ($dataset $epsilons $seeds, lists), $suffix (the end of a model's name, * for the seed) and, where
 # models are trained on subsets, $on_subsets; with $named, lines say --name and not --suffix.
 # Other flags than those read here are passed on as they are, once the script has accepted them.
 # shellcheck shell=sh disable=SC2154
@@ -8,10 +8,12 @@ word() { echo "$1"; }
 . "$(dirname -- "$0")/flags.sh"
 subset_dir='' config='' dataset_name='' arch_name='' given=$# papers=$dataset epsilons_per_job=1 grouped=''
 [ "$script" != train_dp.py ] || grouped=epsilons_per_job
+listed='dataset epsilons seeds'
 read_flags "dataset arch epsilons seeds suffix config dataset_name arch_name $grouped${on_subsets:+ subset_dir}" '' "$@"
-refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon more_epsilons seed subset
+refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon more_epsilons seed train_subset subset
 positive --epsilons_per_job "$epsilons_per_job"
 refuse_flags 'is not for these models, which are trained on all examples' subset_dir
+case $suffix in *\**) ;; *) suffix=$suffix'*' ;; esac # before, the seed followed what was given
 for epsilon in $epsilons; do
     case $epsilon in *[!0-9.]* | *.*.* | .) refuse "--epsilons: $epsilon is not a positive number" ;; esac
 done
@@ -45,8 +47,8 @@ for one in $dataset; do
     known "$one"
     kind="--dataset $(quoted "$one") --arch $(quoted "$arch")"
     for seed in $seeds; do
-        subset=''
-        [ -z "${on_subsets:-}" ] || subset=" --subset $(quoted "$subsets/subset_$seed.npy")"
+        subset='' end_of_name=$(echo "$suffix" | sed "s/\*/$seed/g")
+        [ -z "${on_subsets:-}" ] || subset=" --train_subset $(quoted "$subsets/subset_$seed.npy")"
         # shellcheck disable=SC2086  # the words of a list
         set -- $epsilons
         while [ $# -gt 0 ]; do
@@ -56,8 +58,8 @@ for one in $dataset; do
                 more="$more $1" count=$((count + 1))
                 shift
             done
-            end="${more:+ --more_epsilons$more}$subset --suffix $(quoted "$suffix$seed")$flags"
-            [ -z "${named:-}" ] || end=" --name $(quoted "_${on_disk}_${network}_eps_${epsilon}_$suffix$seed")$flags"
+            end="${more:+ --more_epsilons$more}$subset --suffix $(quoted "$end_of_name")$flags"
+            [ -z "${named:-}" ] || end=" --name $(quoted "_${on_disk}_${network}_eps_${epsilon}_$end_of_name")$flags"
             printf '%s\n' "python $script $kind --epsilon $epsilon --seed $seed$end"
         done
     done

@@ -15,12 +15,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from libdata.own_data import own_name
 from libplots.notebooks import drop_injected, set_parameters
 from libstore.config import DEFAULT_CONFIG
 from libstore.errors import InputError
@@ -54,14 +55,25 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     for name, value in args.parameters:
         args.given[name] = plain(value), value
     args.given |= {name: (value, value) for name, value in args.parameters_raw}
-    about = (args.given[name][0] for name in ("datasets", "dataset", "arch", "ratio") if name in args.given)
-    words = (" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in about)
-    args.name = file_name(args.notebook.stem, *words)
+    args.name = file_name(args.notebook.stem, *about({name: value for name, (value, _) in args.given.items()}))
     if args.config != own:
         path = Path(args.config).resolve()
         config = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
         args.given["config"] = config, config
     return args
+
+
+def about(given: Mapping[str, object]) -> list[str]:
+    """Return what parameters say of data set, network and ratio, data and networks of one's own as on disk."""
+    words = []
+    for name in ("datasets", "dataset", "arch", "ratio"):
+        values = given.get(name)
+        if name in ("datasets", "dataset") and given.get("dataset_name"):
+            values = values and given["dataset_name"]
+        for value in map(str, values if isinstance(values, list) else [] if values is None else [values]):
+            own = ":" in value or (name != "arch" and ("/" in value or value.endswith(".npz")))
+            words.append(own_name(value) if own else value)
+    return words
 
 
 def plain(text: str) -> object:

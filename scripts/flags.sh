@@ -44,7 +44,9 @@ attend() {
 quoted() { printf '%s' "$1" | sed "s/'/'\\\\''/g; s/.*/'&'/; s/^'\([A-Za-z0-9_.,/:=+-]*\)'\$/\1/"; }
 
 # read_flags VALUED SWITCHES ARGUMENTS...: set the variable of each flag that is named in these two lists and given: to
-# its value, or to itself. All other arguments are left in $flags, quoted.
+# its value, or to itself; one that is in $listed, too, to all the words that follow. All other arguments are left in
+# $flags, quoted.
+listed=''
 read_flags() {
     valued=$1 switches=$2 flags=''
     shift 2
@@ -61,6 +63,14 @@ read_flags() {
                 [ -n "$value" ] || refuse "${1%%=*} needs a value"
                 eval "$flag=\$value"
                 case $1 in *=*) shift ;; *) shift 2 ;; esac
+                case " $listed " in
+                    *" $flag "*)
+                        while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
+                            eval "$flag=\$$flag\ \$1"
+                            shift
+                        done
+                        ;;
+                esac
                 continue
                 ;;
         esac

@@ -28,9 +28,14 @@ from libstore.comparable import kept
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import VALUES, ensemble_root, read_run, run_dir
-from libstore.index import index_digest, load_array
+from libstore.index import BY_COINS, index_digest, load_array
 from libstore.scored_ensemble import check_runs, checked_runs, usable_runs, values_on
 from libstore.store import Output, array_bytes, exclusive, provenance
+
+
+def seeds(text: str) -> list[int]:
+    """Read one seed or, as the generators of job lines take them, several in a word; an argparse type."""
+    return [cli.non_negative_int(seed) for seed in text.split()]
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -43,9 +48,12 @@ def parse(argv: Sequence[str] | None) -> cli.Namespace:
     add("--scores", help="memorization of every training example, .npy, in place of the ensemble's (default: none)")
     add("--top_k", type=cli.number(int, at_least=2), default=500, help="number of most memorized examples")
     add("--ratio", type=cli.fraction, default=0.7, help="share of the other examples in a subset")
-    add("--seeds", type=cli.non_negative_int, nargs="+", default=list(range(40)), help="a subset is made for each")
+    text = "a subset is made for each (default: 0 to 39)"
+    add("--seeds", type=seeds, nargs="+", default=[list(range(40))], metavar="SEED", help=text)
     cli.add_overwrite(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.seeds = [seed for several in args.seeds for seed in several]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = [(Output(folder / "top_k.npy", settings), examples[top])]
     for seed in args.seeds:
         subset = draw_subset(top, len(examples), args.ratio, seed)
-        drawn = {"drawn": "by coins, in pairs", "planned": planned, "ratio": args.ratio, "seed": seed}
+        drawn = {"drawn": BY_COINS, "planned": planned, "ratio": args.ratio, "seed": seed}
         made = Output(folder / f"subset_{seed}.npy", settings | drawn)
         outputs.append((made, examples[subset]))
     with exclusive(folder):

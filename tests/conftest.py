@@ -143,7 +143,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trees]:
 
 
 ENSEMBLE_FLAGS = ("--dataset", "mnist", "--arch", "smallcnn")
-TRAIN_FLAGS = (*ENSEMBLE_FLAGS, "--subset", "200", "--epochs", "8")
+TRAIN_FLAGS = (*ENSEMBLE_FLAGS, "--data_subset", "200", "--epochs", "8")
 
 
 @pytest.fixture(scope="session")

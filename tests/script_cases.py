@@ -161,7 +161,7 @@ sums.update((name, md5("data/" + CIFAR10.base_folder + "/" + name)) for name in 
 CIFAR10.url, CIFAR10.tgz_md5 = {url!r} + CIFAR10.filename, md5(CIFAR10.filename)
 """
 
-TRAIN = (*KIND, "--subset", "40", "--epochs", "2", "--stop_run", "2", "--save_every", "0")
+TRAIN = (*KIND, "--data_subset", "40", "--epochs", "2", "--stop_run", "2", "--save_every", "0")
 OVERWRITE = (*KIND, "--n_probes", "2", "--overwrite", "--stop_run", "1")
 COSTS = "{work}/sensitivity_dir/compo_res/compo_res_all"
 CASES = {
@@ -212,7 +212,7 @@ FAMILIES = {
         ("scripts/make_memorization_subsets.py", *KIND, "--top_k", "4", "--seeds", "0", "1", "2", "3"),
         *(
             ("train_dp.py", *DP, "--batch_size", "10", "--epsilon", epsilon, "--seed", str(seed),
-             "--subset", f"{{work}}/private_model_dir/subsets/cifar10/subset_{seed}.npy")
+             "--train_subset", f"{{work}}/private_model_dir/subsets/cifar10/subset_{seed}.npy")
             for epsilon in ("2", "50") for seed in range(4)
         ),
     ],

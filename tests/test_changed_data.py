@@ -19,7 +19,7 @@ from libstore.scored_ensemble import ScoredEnsemble
 from libstore.sensitivity_results import read_results
 
 KIND = ("--dataset", "cifar10", "--arch", "smallcnn")
-TRAIN = ("train_fz_models.py", *KIND, "--subset", 40, "--epochs", 1)
+TRAIN = ("train_fz_models.py", *KIND, "--data_subset", 40, "--epochs", 1)
 SCORE = ("calc_curv_fz_models.py", *KIND, "--n_probes", 1)
 DP = (*KIND, "--data_subset", 40, "--batch_size", 20, "--epochs", 1, "--accountant", "rdp")
 NORMS = ("sensitivity/compute_sensitivity.py", *DP, "--epsilon", 9, "--points", 4, "--stages", 2, "--save_freq", 2)
@@ -109,7 +109,7 @@ def test_ensembles_of_two_contents_are_not_averaged(both, tmp_path: Path, monkey
 def test_subsets_chosen_on_other_data_are_refused(both, tmp_path: Path, monkeypatch) -> None:
     config = exchanged(both, tmp_path, monkeypatch, "private_model_dir")
     subset = tmp_path / "private_model_dir/subsets/cifar10/subset_0.npy"
-    line = ("train_dp.py", *DP, "--epsilon", 7, "--subset", subset)
+    line = ("train_dp.py", *DP, "--epsilon", 7, "--train_subset", subset)
     status, error = run(line, config)
     assert status == 2 and "subset_0.npy: chosen on data with content_sha256" in error
     subset.with_suffix(".json").unlink()  # an index of one's own

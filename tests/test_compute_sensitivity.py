@@ -390,7 +390,7 @@ def test_removal_trains_without_the_points_by_the_same_mechanism(study: Path, tm
     # A study of the others alone is another mechanism.
     subset = tmp_path / "subset.npy"
     np.save(subset, np.setdiff1d(np.arange(EXAMPLES), np.arange(0, 40, 2)))
-    compute(study, "--run", 1, "--subset", subset, "--points", kept, "--name", "_subset")
+    compute(study, "--run", 1, "--train_subset", subset, "--points", kept, "--name", "_subset")
     alone = pd.read_csv(results(study, "_subset"))
     assert alone["total_steps"].unique().tolist() == [round(EPOCHS * (EXAMPLES - 20) / BATCH)] == [17]
     assert alone["p"].unique().tolist() == [BATCH / (EXAMPLES - 20)]

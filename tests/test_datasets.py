@@ -164,7 +164,7 @@ def test_corrupt_files_are_refused_and_kept(mnist_copy, tmp_path, damage: str) -
     path.write_bytes(damaged)
     config = write_config(tmp_path, data_dir="data")
     assert_refused(run_script("libdata.download", "mnist", "--config", config), path, "corrupt")
-    assert_refused(run_script("train_fz_models.py", "--config", config, "--subset", "50"), path, "corrupt")
+    assert_refused(run_script("train_fz_models.py", "--config", config, "--data_subset", "50"), path, "corrupt")
     assert path.read_bytes() == damaged and not (tmp_path / "fz_model_dir").exists()
 
 

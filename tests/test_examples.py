@@ -52,7 +52,7 @@ def test_own_images(tmp_path: Path) -> None:
 
 def test_a_table(tmp_path: Path) -> None:
     (tmp_path / "results" / "examples").mkdir(parents=True)
-    printed = run(tmp_path, ROOT / "examples/letter_table.py", "--runs", 6, "--subset", 300)
+    printed = run(tmp_path, ROOT / "examples/letter_table.py", "--runs", 6, "--data_subset", 300)
     figure(printed, tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_a_network_of_torchvisions(tmp_path: Path) -> None:
     x = (rng.random((60, 3, 32, 32)) * 0.3 + y[:, None, None, None] / 4).astype(np.float32)
     np.savez(tmp_path / "blobs.npz", train_x=x, train_y=y, test_x=x[:9], test_y=y[:9])
     script = ROOT / "examples/torchvision_network.py"
-    flags = ("--runs", 4, "--epochs", 1, "--subset", 40, "--arch", "torchvision.models:squeezenet1_1")
+    flags = ("--runs", 4, "--epochs", 1, "--data_subset", 40, "--arch", "torchvision.models:squeezenet1_1")
     printed = run(tmp_path, script, "blobs.npz", *flags)
     figure(printed, tmp_path)
 

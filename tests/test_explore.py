@@ -480,6 +480,24 @@ def test_texts_token_ids_rows_and_colours_are_shown(tmp_path: Path, chromium: Br
     assert np.abs(pixels - coarse[17].transpose(1, 2, 0)).mean() < 16  # compressed, its chroma by halves
 
 
+def test_classes_of_folders_are_called_by_their_names(tmp_path: Path, chromium: Browser) -> None:
+    folder, labels = tmp_path / "pets", np.repeat([0, 1], 6)
+    for part in ("train", "test"):
+        for name in ("cat", "owl"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(6):
+                Image.fromarray(np.full((5, 5), 40 * i + len(part), np.uint8)).save(folder / part / name / f"{i}.png")
+    frame = pd.DataFrame({"example": np.arange(12), "loss": np.arange(12) / 7})
+    study = make_study(tmp_path, frame, labels, read_own(str(folder)).sha256, dataset=str(folder))
+    assert study.explore().returncode == 0
+    page = chromium.open(study.page)
+    page.find(7)
+    assert page["example-title"].text == "Example 7 · class owl" and page["legend"].text.split() == ["cat", "owl"]
+    assert [option.text for option in Select(page["class"]).options] == ["all", "cat", "owl"]
+    Select(page["class"]).select_by_visible_text("owl")
+    assert page.rows()[0][1:3] == ["6", "owl"]
+
+
 def test_the_same_line_again_does_nothing_and_other_tables_make_it_again(study: Study) -> None:
     def without_ids() -> str:
         return re.sub(r'"p\d+"', '"p"', study.page.read_text())

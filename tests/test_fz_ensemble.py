@@ -86,6 +86,7 @@ def test_a_second_run_skips_and_other_settings_are_refused(ensemble: Path) -> No
     config, before = ensemble / "config.json", tree(ensemble)
     for command in (
         ("train_fz_models.py", *TRAIN_FLAGS, "--stop_run", "6"),
+        ("train_fz_models.py", *(flag.replace("--data_subset", "--subset") for flag in TRAIN_FLAGS), "--stop_run", "6"),
         ("calc_curv_fz_models.py", *ENSEMBLE_FLAGS, "--n_probes", "3", "--batch_size", "64"),
     ):
         result = run_script(*command, "--config", config)
@@ -135,11 +136,11 @@ def test_diverging_training_is_stopped_and_named(tmp_path: Path) -> None:
         (["--ratio", "1.0"], ["--ratio", "1.0", "< 1"]),
         (["--ratio", "0"], ["--ratio", "0", "> 0"]),
         (["--ratio", "nan"], ["--ratio", "nan"]),
-        (["--subset", "20", "--ratio", "0.02"], ["--ratio 0.02", "20 examples"]),
-        (["--subset", "1"], ["hold 1 of 10 classes", "spread:N"]),
-        (["--subset", "60001"], ["60001", "60000"]),
+        (["--data_subset", "20", "--ratio", "0.02"], ["--ratio 0.02", "20 examples"]),
+        (["--data_subset", "1"], ["hold 1 of 10 classes", "spread:N"]),
+        (["--data_subset", "60001"], ["60001", "60000"]),
         (["--start_run", "3", "--stop_run", "3"], ["--stop_run 3", "--start_run 3"]),
-        (["--subset", "no.npy"], ["no.npy"]),
+        (["--data_subset", "no.npy"], ["no.npy"]),
         (["--device", "cuda:7"], ["cuda:7", "not available"]),
         (["--device", "abacus"], ["abacus", "not available"]),
         (["--norm", "group"], ["--norm group", "smallcnn"]),

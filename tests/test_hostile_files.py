@@ -218,7 +218,7 @@ def test_pickles_of_mnist_and_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fake_cifar(tmp_path / "data", tv.CIFAR10, "labels", 10)
     batch = tmp_path / "data" / tv.CIFAR10.base_folder / "data_batch_2"
     batch.write_bytes(pickle.dumps({"data": Trap(tmp_path / "marker"), "labels": []}))
-    line = ("train_fz_models.py", "--dataset", "cifar10", "--subset", "40")
+    line = ("train_fz_models.py", "--dataset", "cifar10", "--data_subset", "40")
     know_cifar(tmp_path / "data", monkeypatch)  # as if the sums were the trap's own
     refused(line, tmp_path, "CIFAR's batch with code", batch, "mkdir")
 

@@ -141,16 +141,16 @@ def test_scores_equal_plain_means_over_the_models_that_hold_the_example() -> Non
     scores = memorization(zip(masks, values, strict=True), 50)
     np.testing.assert_allclose(result.memorization, scores.score)
     defined = np.isfinite(scores.score)
-    assert result.n_undefined == (~defined).sum() and np.isnan(result.curvature[~defined]).all()
+    assert result.n_undefined == (~defined).sum() and np.isnan(result.links["curvature"].score[~defined]).all()
     for i in np.flatnonzero(defined):
         mine = curvatures[masks[:, i], i]
-        assert result.curvature[i] == pytest.approx(mine.mean())
+        assert result.links["curvature"].score[i] == pytest.approx(mine.mean())
         assert result.curvature_max[i] == pytest.approx(mine.max())
         assert result.curvature_se[i] == pytest.approx(stats.sem(mine))
-    assert result.similarity["Spearman"].value == pytest.approx(
-        stats.spearmanr(scores.score[defined], result.curvature[defined]).statistic
+    assert result.links["curvature"].similarity["Spearman"].value == pytest.approx(
+        stats.spearmanr(scores.score[defined], result.links["curvature"].score[defined]).statistic
     )
-    line = stats.linregress(scores.score[defined], result.curvature[defined])
+    line = stats.linregress(scores.score[defined], result.links["curvature"].score[defined])
     assert (result.slope.value, result.intercept.value) == pytest.approx((line.slope, line.intercept))
     even, odd = (
         [
@@ -161,7 +161,7 @@ def test_scores_equal_plain_means_over_the_models_that_hold_the_example() -> Non
     )
     both = np.isfinite(even[0]) & np.isfinite(odd[0]) & ~even[1].mask & ~odd[1].mask
     ways = [stats.spearmanr(one[0][both], other[1].data[both]).statistic for one, other in ((even, odd), (odd, even))]
-    assert result.disjoint_halves.value == pytest.approx(np.mean(ways))
+    assert result.links["curvature"].disjoint_halves.value == pytest.approx(np.mean(ways))
     within = [stats.spearmanr(even[k][both], odd[k][both]).statistic for k in (0, 1)]
     assert result.links["curvature"].corrected.value == pytest.approx(np.mean(ways) / np.sqrt(np.prod(within)))
     assert result.reliability.value == pytest.approx(2 * within[0] / (1 + within[0]))
@@ -193,7 +193,10 @@ def test_loss_beside_curvature_equals_plain_means() -> None:
     assert result.difference.value == pytest.approx(first)
     zero = ok & (labels == 0)
     assert curvature.by_class[0] == pytest.approx(stats.spearmanr(mem[zero], inside["curvature"][zero]).statistic)
-    assert link1(lambda: plain, 12, 60, n_permutations=9).similarity == result.similarity
+    assert (
+        link1(lambda: plain, 12, 60, n_permutations=9).links["curvature"].similarity
+        == result.links["curvature"].similarity
+    )
 
 
 def test_the_curve_against_the_number_of_runs_is_of_disjoint_sets() -> None:
@@ -202,13 +205,16 @@ def test_the_curve_against_the_number_of_runs_is_of_disjoint_sets() -> None:
     sizes = [size for size, _ in result.links["curvature"].by_runs]
     assert sizes == [2, 4, 6, 12]
     sets = [
-        link1(lambda part=runs[k : k + 4]: part, 4, 40, n_permutations=1).similarity["Spearman"].value
+        link1(lambda part=runs[k : k + 4]: part, 4, 40, n_permutations=1)
+        .links["curvature"]
+        .similarity["Spearman"]
+        .value
         for k in (0, 4, 8)
     ]
     found = dict(result.links["curvature"].by_runs)
     interval = stats.ttest_1samp(sets, 0).confidence_interval(0.95)
     assert (found[4].value, found[4].low) == pytest.approx((np.mean(sets), max(-1, interval.low)))
-    assert np.isnan(found[6].low) and found[12] == result.similarity["Spearman"]
+    assert np.isnan(found[6].low) and found[12] == result.links["curvature"].similarity["Spearman"]
 
 
 def test_membership_of_other_runs_finds_nothing() -> None:
@@ -216,8 +222,8 @@ def test_membership_of_other_runs_finds_nothing() -> None:
     result = link1(lambda: runs, 40, 300, n_permutations=9)
     shifted = [(before[0], run[1]) for before, run in zip(runs, runs[1:], strict=False)]
     mem = memorization(shifted, 300).score
-    assert result.shuffled.value == pytest.approx(stats.spearmanr(mem, result.curvature).statistic)
-    assert result.shuffled.low < 0 < result.shuffled.high < 0.4 < result.similarity["Spearman"].low
+    assert result.shuffled.value == pytest.approx(stats.spearmanr(mem, result.links["curvature"].score).statistic)
+    assert result.shuffled.low < 0 < result.shuffled.high < 0.4 < result.links["curvature"].similarity["Spearman"].low
 
 
 def test_tails_and_classes() -> None:
@@ -231,11 +237,18 @@ def test_tails_and_classes() -> None:
 
 def test_no_link_is_found_where_there_is_none() -> None:
     result = link1(lambda: simulated(7, 40, 400, 0.0), 40, 400, n_permutations=199)
-    spearman_estimate = result.similarity["Spearman"]
+    spearman_estimate = result.links["curvature"].similarity["Spearman"]
     assert abs(spearman_estimate.value) < 0.15
-    assert result.permutation.null_low <= spearman_estimate.value <= result.permutation.null_high
+    assert (
+        result.links["curvature"].random_pairs["Spearman"].null_low
+        <= spearman_estimate.value
+        <= result.links["curvature"].random_pairs["Spearman"].null_high
+    )
     linked = link1(lambda: simulated(7, 40, 400, 1.0), 40, 400, n_permutations=199)
-    assert linked.similarity["Spearman"].low > 0.5 and linked.permutation.p_value == 1 / 200
+    assert (
+        linked.links["curvature"].similarity["Spearman"].low > 0.5
+        and linked.links["curvature"].random_pairs["Spearman"].p_value == 1 / 200
+    )
 
 
 def linked_ensemble(seed: int, truth: np.ndarray, own: np.ndarray, n_runs: int, correctness: bool) -> list[tuple]:
@@ -265,7 +278,9 @@ def test_intervals_cover_what_they_name(correctness: bool) -> None:
         for name in ("curvature", "loss")
         for kind in ("others", "partial", "auroc", "disjoint_halves", "corrected")
     }
-    named |= {kind: [r.similarity[kind] for r in results] for kind in ("Spearman", "Pearson", "cosine")}
+    named |= {
+        kind: [r.links["curvature"].similarity[kind] for r in results] for kind in ("Spearman", "Pearson", "cosine")
+    }
     named |= {kind: [getattr(r, kind) for r in results] for kind in ("difference", "reliability", "slope", "shuffled")}
     shares = {}
     for name, estimates in named.items():
@@ -319,9 +334,9 @@ def test_given_memorization_equals_plain_left_out_groups() -> None:
     masks, _, curvatures = (np.stack(part) for part in zip(*runs, strict=True))
     held = np.where(masks, curvatures, np.nan)
     ok = np.arange(60) != 7
-    np.testing.assert_allclose(result.curvature[ok], np.nanmean(held, 0)[ok])
+    np.testing.assert_allclose(result.links["curvature"].score[ok], np.nanmean(held, 0)[ok])
     np.testing.assert_allclose(result.curvature_max[ok], np.nanmax(held, 0)[ok])
-    assert np.isnan(result.curvature[7]) and result.n_undefined == 1
+    assert np.isnan(result.links["curvature"].score[7]) and result.n_undefined == 1
 
     def plain(rows: np.ndarray) -> list[float]:
         both = ok & np.isfinite(rows).any(0)
@@ -333,13 +348,18 @@ def test_given_memorization_equals_plain_left_out_groups() -> None:
     assert (~np.isfinite(np.delete(held, groups[2], axis=0))).all(0).any()
     without = np.array([plain(np.delete(held, group, axis=0)) for group in groups])
     half = stats.t.ppf(0.975, 3) * np.sqrt(3 / 4 * ((without - without.mean(0)) ** 2).sum(0))
-    got = [result.similarity["Spearman"], result.similarity["Pearson"], result.slope, result.intercept]
+    got = [
+        result.links["curvature"].similarity["Spearman"],
+        result.links["curvature"].similarity["Pearson"],
+        result.slope,
+        result.intercept,
+    ]
     np.testing.assert_allclose([e.value for e in got], plain(held))
     np.testing.assert_allclose([e.high - e.value for e in got], half)
     np.testing.assert_allclose([e.value - e.low for e in got], half)
     want = stats.spearmanr(mem[ok], np.nanmax(held, 0)[ok]).statistic
     assert result.similarity_max["Spearman"].value == pytest.approx(want)
-    assert np.isnan(result.similarity_max["Spearman"].low) and np.isnan(result.disjoint_halves.value)
+    assert np.isnan(result.similarity_max["Spearman"].low) and np.isnan(result.links["curvature"].disjoint_halves.value)
 
 
 def test_given_memorization_interval_covers_the_expected_correlation() -> None:
@@ -349,7 +369,7 @@ def test_given_memorization_interval_covers_the_expected_correlation() -> None:
         for seed in range(100)
     ]
     for name in ("Spearman", "Pearson", "cosine"):
-        estimates = [result.similarity[name] for result in results]
+        estimates = [result.links["curvature"].similarity[name] for result in results]
         expected = np.mean([estimate.value for estimate in estimates])
         assert 0.89 < np.mean([estimate.low < expected < estimate.high for estimate in estimates]) < 0.995, name
 

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from libdata.datasets import load_dataset
-from libplots.figures import draw_examples
-from libplots.notebooks import about, kept_examples, measured_examples
+from libplots.figures import score_against_memorization
+from libplots.notebooks import about, kept_examples
+from libscores.link1 import link1
 from libstore.errors import InputError
 from libstore.sensitivity_results import SensitivityResults
-from libstore.store import Output
+from libstore.store import Output, read_sidecar
 
 
 def results(dataset: str) -> SensitivityResults:
@@ -26,7 +27,7 @@ def results(dataset: str) -> SensitivityResults:
 
 @pytest.mark.parametrize("shape", [(12, 5), (12, 6, 6, 3)], ids=["table", "images"])
 def test_data_of_ones_own_are_told_by_their_content(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """Also under a name of the user's choice; tables are drawn as lines."""
+    """Also under a name of the user's choice."""
     generator = np.random.default_rng(0)
     data = {
         "train_x": generator.random(shape), "train_y": np.arange(12) % 2,
@@ -39,18 +40,29 @@ def test_data_of_ones_own_are_told_by_their_content(tmp_path: Path, shape: tuple
     file, loaded = tmp_path / "res1.csv", load_dataset(own, "train", tmp_path)
     Output(file, {"data": loaded.identity() | {"dataset": "renamed"}}).save(b"", {})
     assert about(results("renamed"), own)["data_set"] == own
-    shown = measured_examples(own, np.array([7, 2]), file, tmp_path)
+    data = read_sidecar(file)["settings"]["data"]
+    shown = kept_examples(own, np.array([7, 2]), data, file, tmp_path)
     np.testing.assert_array_equal(shown.images, loaded.images[[7, 2]])
-    with pytest.raises(InputError, match=r"other.npz.*res1.csv is of 'renamed', of another content"):
-        measured_examples(other, np.array([7, 2]), file, tmp_path)
+    with pytest.raises(InputError, match=r"res1.csv: made on other data .*, other is "):
+        kept_examples(other, np.array([7, 2]), data, file, tmp_path)
     with pytest.raises(InputError, match="dataset 'mnist': res1.csv is of 'renamed'"):
         about(results("renamed"), "mnist")
-    figure = plt.figure()
-    draw_examples(figure.subfigures(), "two", shown.images.numpy(), ["a", "b"], columns=3)
-    axes = figure.findobj(plt.Axes)
-    assert [axis.get_visible() for axis in axes] == [True, True, False]
-    assert [bool(axis.images) for axis in axes[:2]] == [len(shape) == 4] * 2
-    assert [axis.get_title() for axis in axes[:2]] == ["a", "b"]
+
+
+def test_no_marker_is_cut_at_the_edge_of_its_axes() -> None:
+    """The largest bin has the least curvature: its marker stands at 0."""
+    n, rng = 60_000, np.random.default_rng(0)
+    mem = np.r_[np.zeros(n - 50), rng.uniform(0.5, 1, 50)]
+    runs = [(np.arange(n) % 3 != run, mem, mem + 1e-6) for run in range(3)]
+    result = link1(lambda: iter(runs), 3, n, memorization=mem, n_groups=2, n_permutations=1)
+    figure = score_against_memorization("bins", result)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    (bins,) = (one for one in axis.collections if one.get_label() == "bin mean")
+    centres = axis.transData.transform(np.asarray(bins.get_offsets()))
+    radii = np.sqrt(bins.get_sizes()) / 2 * figure.dpi / 72
+    assert radii.max() > 5 and axis.bbox.x0 < (centres[:, 0] - radii).min()
+    assert axis.bbox.y0 < (centres[:, 1] - radii).min() and (centres[:, 1] + radii).max() < axis.bbox.y1
     plt.close(figure)
 
 

@@ -30,12 +30,16 @@ from scripts import execute_notebook
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_executed_notebooks_of_several_data_sets_have_names_of_their_own() -> None:
+def test_executed_notebooks_of_several_data_sets_have_short_names_of_their_own(tmp_path: Path) -> None:
     def name(*flags: str) -> str:
         return execute_notebook.parse(["notebooks/n.ipynb", "out", *flags]).name
 
     assert name("-p", "h", "0.1") == "n"
-    assert name("-p", "arch", "resnet18", "-p", "dataset", "~/my data/set.npz") == "n_my_data_set.npz_resnet18"
+    assert name("-p", "arch", "resnet18", "-p", "dataset", "~/my data/set.npz") == "n_set_resnet18"
+    long = f"{tmp_path}/a folder/of pictures"
+    assert name("-y", f"datasets: ['{long}', mnist]") == "n_of_pictures_mnist"
+    own = ("-p", "dataset", f"{long}/read.py:letters", "-p", "arch", f"{long}/nets.py:table")
+    assert name(*own) == "n_letters_table" and name(*own, "-p", "dataset_name", "mine") == "n_mine_table"
     assert name("-y", "datasets: [cifar10, cifar100]", "-p", "ratio", "0.7") == "n_cifar10_cifar100_0.7"
 
 
@@ -139,7 +143,7 @@ def test_an_edited_parameters_cell_decides_what_jupyter_shows(tmp_path: Path) ->
         notebook = edited(ROOT / "notebooks" / "analyze_imagenet_curv_fz.ipynb", **values)
         notebook["cells"] = notebook["cells"][:3]
         nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}).execute()
-        shown[name] = notebook["cells"][2]["outputs"][0]["text"]
+        shown[name] = "".join(output["text"] for output in notebook["cells"][2]["outputs"])
         assert shown[name].startswith(f"configuration: {config}\n")
     assert "3 scored models, 600 examples" in shown["one"] and "4 scored models, 700 examples" in shown["two"]
 
@@ -307,6 +311,9 @@ def test_examples_are_drawn_as_what_they_are() -> None:
     draw_examples(figure, "five", np.zeros((5, 1, 4, 4)), list("abcde"), list("vwxyz"), columns=3)
     assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["av", "bw", "cx", "dy", "ez", ""]
     assert [len(axis.images) * axis.axison for axis in figure.axes] == [1, 1, 1, 1, 1, 0]
+    figure.clear()
+    draw_examples(figure, "two", np.zeros((2, 7)), ["a", "b"])
+    assert [axis.get_title() + axis.get_xlabel() for axis in figure.axes] == ["a", "b", *[""] * 8]
     plt.close(figure)
 
 

@@ -214,6 +214,7 @@ def test_class_folders(tmp_path: Path, mode: str, channels: int, test: str) -> N
     assert dataset_size(str(folder), "train", NOWHERE) == 12 and dataset_size(str(folder), "test", NOWHERE) == 4
     data = load(str(folder), "test")
     assert data.name == "my_photos" and data.labels.tolist() == [0, 0, 1, 1] and data.num_classes == 2
+    assert data.class_names == ("cat", "owl") and data.class_name(1) == "owl"
     assert tuple(data.images.shape) == (4, channels, 5, 6)
     files = sorted((folder / test).glob("*/*"))
     decoded = [np.asarray(Image.open(file).convert("L" if mode == "L" else "RGB")).reshape(5, 6, -1) for file in files]

@@ -78,7 +78,7 @@ def test_a_copy_of_built_in_data_and_network_trains_to_the_same_bytes(tmp_path: 
     config = ("--config", write_config(tmp_path))
     copied = ("--dataset", tmp_path / "digits.npz", "--arch", f"{tmp_path}/net.py:SmallCNN")
     lines = {
-        "fz_model_dir": ("train_fz_models.py", "--epochs", 2, "--stop_run", 1, "--subset"),
+        "fz_model_dir": ("train_fz_models.py", "--epochs", 2, "--stop_run", 1, "--data_subset"),
         "private_model_dir": ("train_dp.py", "--epochs", 2, "--epsilon", 9, "--accountant", "rdp", "--batch_size", 20,
                               "--normalization", "unit", "--data_subset"),
     }  # fmt: skip

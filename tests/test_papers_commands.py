@@ -98,7 +98,7 @@ def test_each_data_set_may_have_folders_of_its_own(tmp_path: Path) -> None:
     values["private_precomputed_score_dir"] = {"mnist": "private_scores"}
     (tmp_path / "config.json").write_text(json.dumps(values | {"data_dir": str(DATA)}))
     both = ("--dataset", "mnist", "--arch", "smallcnn", "--config", tmp_path / "config.json")
-    subset = ("--subset", 60, "--epochs", 1, "--stop_run", 2)
+    subset = ("--data_subset", 60, "--epochs", 1, "--stop_run", 2)
     private = ("--data_subset", 60, "--batch_size", 20, "--epochs", 1, "--accountant", "rdp", "--epsilon", 8)
     for line in (
         ("train_fz_models.py", *both, *subset),

@@ -21,6 +21,8 @@ from libstore.errors import InputError
 from libstore.fz import read_run
 from libstore.index import load_array
 from libstore.private_models import (
+    ADDS,
+    EXCHANGES,
     PrivateChoice,
     PrivateModel,
     exchanges_or_adds,
@@ -45,7 +47,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = [("train_fz_models.py", *TRAIN_FLAGS, "--stop_run", 4)]
     commands += [("scripts/make_memorization_subsets.py", *CHOICE, "--top_k", 40, "--seeds", *SEEDS)]
     for seed in SEEDS:
-        flags = ("--seed", seed, "--subset", subsets / f"subset_{seed}.npy", "--suffix", f"memorization_seed_{seed}")
+        flags = ("--seed", seed, "--train_subset", subsets / f"subset_{seed}.npy", "--suffix", "memorization_seed_*")
         commands += [("train_dp.py", *DP_FLAGS, "--epsilon", epsilon, *flags) for epsilon in EPSILONS]
     for command in commands:
         result = run_script(*command, "--config", config)
@@ -65,13 +67,13 @@ def test_subsets_are_as_the_design_says_and_seeded(family: Path, tmp_path: Path)
     assert read_sidecar(subsets / "subset_0.npy")["settings"]["planned"] == 20 + 112
     models = find_private_models(family / "private_model_dir", "mnist", "smallcnn", PrivateChoice(epsilon=(2.0,)))
     plans = {tuple(model.provenance["privacy"][key] for key in ("sample_rate", "steps")) for model in models}
-    assert plans == {(32 / 132, round(2 * 132 / 32))} and exchanges_or_adds(models) == "one example added"
+    assert plans == {(32 / 132, round(2 * 132 / 32))} and exchanges_or_adds(models, subsets) == ADDS
     assert len({model.settings["train_on"]["n_examples"] for model in models}) > 1
     assert len({tuple(subset) for subset in drawn}) == len(SEEDS)
     shutil.copytree(family / "fz_model_dir", tmp_path / "fz_model_dir")
     config = write_config(tmp_path)
     command = ("scripts/make_memorization_subsets.py", *CHOICE, "--top_k", 40, "--config", config)
-    assert run_script(*command, "--seeds", 3, 1).returncode == 0
+    assert run_script(*command, "--seeds", "3 1").returncode == 0
     for seed in (1, 3):
         again = tmp_path / "private_model_dir" / "subsets" / "mnist" / f"subset_{seed}.npy"
         assert again.read_bytes() == (subsets / f"subset_{seed}.npy").read_bytes()
@@ -140,9 +142,13 @@ def test_memorization_against_epsilon(family: Path) -> None:
         ((131, 133), (None, None), "one example exchanged"),
     ],
 )
-def test_what_neighbours_are_follows_from_the_sizes(sizes, planned, said: str) -> None:
-    settings = [{"train_on": {"n_examples": n, "planned": p}} for n, p in zip(sizes, planned, strict=True)]
-    assert exchanges_or_adds([PrivateModel(Path(), {"settings": one}) for one in settings]) == said
+def test_sizes_tell_what_neighbours_are_where_nothing_else_does(tmp_path: Path, sizes, planned, said: str) -> None:
+    train_on = [
+        {"n_examples": n, "planned": p, "index_sha256": str(i)}
+        for i, (n, p) in enumerate(zip(sizes, planned, strict=True))
+    ]
+    models = [PrivateModel(tmp_path, {"settings": {"train_on": one}}) for one in train_on]
+    assert exchanges_or_adds(models, tmp_path) == said
 
 
 def test_curvature_of_private_models_needs_no_calibration(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +179,23 @@ def copied(family: Path, folder: Path, seeds: Sequence[int]) -> Path:
     shutil.copytree(family / "private_model_dir/subsets", folder / "private_model_dir/subsets", dirs_exist_ok=True)
     write_config(folder)
     return folder / "private_model_dir"
+
+
+def test_subsets_that_are_equally_large_by_chance_still_add_an_example(family: Path) -> None:
+    """What a bound is of follows from how sets were drawn: two complementary halves of 40 may have 20 each."""
+    root = family / "private_model_dir"
+    subsets = root / "subsets" / "mnist"
+    models = find_private_models(root, "mnist", "smallcnn", PrivateChoice())
+    sizes = {"n_examples": 132, "planned": 132}
+    equal = [
+        PrivateModel(m.folder, {**m.sidecar, "settings": {**m.settings, "train_on": m.settings["train_on"] | sizes}})
+        for m in models
+    ]
+    assert exchanges_or_adds(equal, family / "none") == ADDS
+    before = [PrivateModel(m.folder, {**m.sidecar, "provenance": {**m.provenance, "drawn": None}}) for m in equal]
+    assert exchanges_or_adds(before, subsets) == ADDS  # their sidecars did not tell
+    assert exchanges_or_adds(before, family / "none") == EXCHANGES
+    assert exchanges_or_adds([*equal[:-1], before[-1]], family / "none") == EXCHANGES
 
 
 @pytest.mark.parametrize("script", ["loss_v_priv.py", "calc_private_memorization.py"])
@@ -252,7 +275,7 @@ def test_what_is_no_whole_model_is_named_and_left_out(family: Path, tmp_path: Pa
 def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: Path, tmp_path: Path) -> None:
     models = copied(family, tmp_path, SEEDS[:2])
     config = ("--config", tmp_path / "config.json")
-    subset = ("--subset", models / "subsets/mnist/subset_2.npy", "--suffix", "memorization_seed_2")
+    subset = ("--train_subset", models / "subsets/mnist/subset_2.npy", "--suffix", "memorization_seed_2")
     train = ("train_dp.py", *DP_FLAGS, "--epsilon", 2, "--seed", 2, *subset)
     score = ("calc_curv_private_models.py", *CHOICE, "--n_probes", 1)
 
@@ -313,7 +336,11 @@ def test_notebook_of_link_2(family: Path, tmp_path: Path) -> None:
         *parameters,
     ]
     result = subprocess.run(
-        [*command, "-p", "suffix", "memorization_*"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "-p", "suffix", "memorization_*", "-p", "dataset_name", "mnist"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     rows = json.loads(

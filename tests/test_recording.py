@@ -126,7 +126,7 @@ def test_scores_of_a_trajectory_by_hand() -> None:
     assert trajectory.loss_range(loss).tolist() == [2.5 - 0.75, 0]
 
 
-FLAGS = (*ENSEMBLE_FLAGS, "--subset", "60", "--epochs", "3", "--batch_size", "32", "--stop_run", "4")
+FLAGS = (*ENSEMBLE_FLAGS, "--data_subset", "60", "--epochs", "3", "--batch_size", "32", "--stop_run", "4")
 
 
 def test_finished_runs_are_recorded_later_and_their_scores_come_into_the_table(tmp_path: Path) -> None:

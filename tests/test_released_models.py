@@ -16,7 +16,8 @@ from released_files import know_cifar
 import calc_curv_fz_imagenet_models
 import calc_curv_fz_models
 from libdata.imagenet import read_imagenet_index
-from libmodels.tf_checkpoint import TensorFlowReader, converted
+from libmodels import tf_checkpoint
+from libmodels.tf_checkpoint import converted
 from libscoring import shard_scoring
 from libstore.errors import InputError
 from libstore.fz import read_run
@@ -52,8 +53,7 @@ def link(source, target):
 def converted_imagenet(released):
     """A directory that holds the ImageNet model converted, for tests that are not about conversion."""
     folder = released / "converted"
-    with TensorFlowReader() as reader:
-        converted(released / "fz_models/imagenet-resnet50/0.7/1", reader, folder / f"{NAME}.pt", keep=True)
+    converted(released / "fz_models/imagenet-resnet50/0.7/1", folder / f"{NAME}.pt", keep=True)
     return folder
 
 
@@ -63,13 +63,6 @@ def change_config(config, **paths):
 
 def scores_of(folder, name, h):
     return {kind: load_scores(folder / "scores" / name / f"{kind}_{name}_{h}.npy") for kind in KINDS}
-
-
-def no_tensorflow(monkeypatch):
-    def started(self):
-        raise AssertionError("TensorFlow was started")
-
-    monkeypatch.setattr(TensorFlowReader, "_start", started)
 
 
 def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
@@ -103,7 +96,7 @@ def test_cifar_ensemble_end_to_end(released, work, capsys, monkeypatch):
         "cifar100_small_inception_0.7_0.pt", "cifar100_small_inception_0.7_3.pt"
     ]  # fmt: skip
 
-    no_tensorflow(monkeypatch)
+    monkeypatch.delattr(tf_checkpoint, "read_variables")
     calc_curv_fz_models.main(command)
     assert capsys.readouterr().out.count("finished before, skipped") == 2
     content = {path.name: path.read_bytes() for path in (folder / "scores" / name).glob("*.npy")}
@@ -140,7 +133,7 @@ def test_imagenet_model_end_to_end(released, work, capsys, monkeypatch):
     )
     content = {path.name: path.read_bytes() for path in (folder / "scores" / NAME).glob("*.npy")}
 
-    no_tensorflow(monkeypatch)
+    monkeypatch.delattr(tf_checkpoint, "read_variables")
     calc_curv_fz_imagenet_models.main(command)
     assert f"{NAME}: finished before, skipped" in capsys.readouterr().out
 

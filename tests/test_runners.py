@@ -651,7 +651,7 @@ def test_a_study_gives_the_same_bytes_whoever_runs_it(tmp_path: Path, slurm: str
         study = Study(tmp_path / way, SLURM_CONF=slurm, OMP_NUM_THREADS=1)
         config = write_config(study.folder)
         for generator, runs_per_job, *flags in (
-            ("create_fz_train_jobs.sh", 3, "--subset", 200, "--epochs", 2),
+            ("create_fz_train_jobs.sh", 3, "--data_subset", 200, "--epochs", 2),
             ("create_fz_curve_scorer_jobs.sh", 6, "--n_probes", 2),
         ):
             flags = ["--runs", 6, "--runs_per_job", runs_per_job, *ENSEMBLE_FLAGS, *flags, "--config", config]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -145,6 +146,12 @@ def test_examples_without_a_score_are_kept_and_empty() -> None:
     assert np.array_equal(table["trace"], [np.nan, 5, 6], equal_nan=True)
 
 
+def test_classes_are_called_by_their_names_where_they_have_some() -> None:
+    table = join([column()], np.array([1, 0, 0]), ["cat", "owl"])
+    assert table.columns.tolist()[:4] == ["example", "label", "class", "part"]
+    assert table["label"].tolist() == [1, 0] and table["class"].tolist() == ["owl", "cat"]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -186,6 +193,20 @@ def test_nothing_to_gather_names_the_command_that_trains(scored: Path) -> None:
     assert_refused(result, "no score of mnist and lenet5", "train_fz_models.py --dataset mnist --arch lenet5 --config")
 
 
+def test_commands_for_what_is_missing_are_about_the_examples_at_hand(scored: Path) -> None:
+    """The 200 digits of the ensemble: fewer than the published number of points, and not all of MNIST."""
+    _, about, _ = table_of(scored)
+    assert "train_dp.py --dataset mnist --arch smallcnn --data_subset 200" in about["missing"]["epsilon_sensitivity"]
+    line, then = about["missing"]["instance_epsilon_realised"].split(", ", 1)
+    words = shlex.split(line)
+    assert words[:2] == ["sh", "sensitivity/run_loop.sh"] and then.startswith("then run_compo.sh")
+    small = ("--epochs", 1, "--stages", 2, "--batch_size", 50, "--accountant", "rdp")
+    result = run_script("sensitivity/compute_sensitivity.py", *words[2:], *small, "--config", scored / "config.json")
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(scored / "sensitivity_dir" / "res" / "res1.csv")
+    assert sorted(rows["point"].unique()) == list(range(200))
+
+
 def test_private_columns_are_means_over_the_models_of_an_epsilon(private: Path) -> None:
     table, about = read_table(table_path(private / "score_dir", "cifar10", "smallcnn"))
     groups: dict[float, list[dict]] = {2.0: [], 50.0: []}
@@ -223,6 +244,20 @@ def test_private_columns_are_means_over_the_models_of_an_epsilon(private: Path) 
     assert told["runs"] == [0, 1, 2, 3] and told["kind"] == "private" and told["direction"] == "not known"
     assert about["columns"]["private_curvature_eps_2"]["runs"] == [0]
     assert about["columns"]["private_curvature_eps_2"]["standard_error"] is None
+
+
+def test_another_suffix_makes_the_table_again(private: Path, trees: Trees, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(private, folder)
+    config = write_config(folder, data_dir=json.loads((private / "config.json").read_text())["data_dir"])
+    flags, path = [*KIND, "--config", str(config)], table_path(folder / "score_dir", "cifar10", "smallcnn")
+    for suffix, runs in (("*seed_[01]", [0, 1]), ("*seed_[12]", [1, 2]), ("*", [0, 1, 2, 3])):
+        ended = trees.server.run("score_table.py", [*flags, "--suffix", suffix])
+        assert ended.status == 0 and "made again" in ended.output, ended.errors
+        assert read_table(path)[1]["columns"]["private_loss_eps_2"]["runs"] == runs
+    shutil.rmtree(next((folder / "private_model_dir").glob("*_eps_2_*seed_3")))
+    ended = trees.server.run("score_table.py", flags)
+    assert ended.status == 2 and "--overwrite" in ended.errors  # of the same models there are fewer
 
 
 def test_per_instance_columns_are_those_of_the_totals(private: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from libcli import warn_once
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 from libmodels import build_model
 from libscores import logit_scores
 from libscores.curvature import at_module, curvature
-from libscoring.scoring import Batches, Scoring, score_batch
+from libscoring.scoring import Batches, Scoring, check_scorable, score_batch
 from libscoring.settings import ScoreSettings
 from libscoring.table import SCORES, find_scores
 from libstore.errors import InputError
+from libtrain.self_check import FirstBatch, check_trainable
 
 COUNT = 23
 
@@ -32,6 +35,57 @@ def scored(task: tuple, scores: str, batch_size: int = 8, **settings: object) ->
     chosen = ScoreSettings(scores=scores, **settings)  # type: ignore[arg-type]
     scoring = Scoring(Path(), chosen, find_scores(scores), torch.device("cpu"), Batches(batch_size))
     return score_batch(task[0], "model", *task[1:], scoring, lambda count: None)
+
+
+def checked(model: nn.Module, scores: str, inputs: Tensor) -> None:
+    chosen = Scoring(Path(), ScoreSettings(scores=scores), find_scores(scores), torch.device("cpu"), Batches(8))
+    check_scorable(model, "net", inputs, torch.arange(len(inputs)) % 3, chosen)
+
+
+class Output(nn.Linear):
+    """A linear layer, and a function of what it gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(4, 3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(super().forward(x))
+
+
+@pytest.mark.parametrize("scores", ["loss", "curvature"])
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda z: z - z.mean(0), "mixes the examples"),
+        (lambda z: z.softmax(0) @ torch.eye(3), "mixes the examples"),
+        (nn.BatchNorm1d(3, track_running_stats=False), "mixes the examples"),
+        (lambda z: z + torch.randn(3), "random in evaluation mode"),
+    ],
+)
+def test_a_score_of_more_than_one_example_is_refused(scores: str, function: Callable, reason: str) -> None:
+    """Also where no score differentiates: else it would be blamed on the order of the data, or go unseen."""
+    with pytest.raises(InputError, match=f"net: .*{reason}"):
+        checked(Output(function), scores, torch.rand(9, 4))
+
+
+@pytest.mark.parametrize("scores", ["loss", "curvature"])
+def test_probabilities_in_place_of_logits_are_told_once(scores: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_once.cache_clear()
+    for function in (lambda z: z, lambda z: z.log_softmax(1), lambda z: z.abs()):
+        checked(Output(function), scores, torch.rand(9, 4))
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        checked(Output(lambda z: z.softmax(1)), scores, torch.rand(9, 4))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gives probabilities" in line and "logits are expected" in line
+
+
+def test_probabilities_are_told_when_training_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    for check in (check_trainable, FirstBatch):
+        warn_once.cache_clear()
+        check(Output(lambda z: z.softmax(1)), torch.rand(9, 4), torch.arange(9) % 3)
+        assert capsys.readouterr().err.count("gives probabilities") == 1
 
 
 def one_by_one(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import libcli as cli
-from libcli.settings import add_settings
+from libcli.settings import add_settings, read_settings, words_of
 
 import importlib
 import io
@@ -23,6 +23,7 @@ from conftest import ROOT, run_script, write_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from libdata.choice import DataChoice
 from libstore.results import ResultRow, save_results
 from libtrain.settings import MeasureSettings
 
@@ -455,6 +456,14 @@ def test_flags_are_read_with_hyphens_too() -> None:
     assert [args.points_sample for args in same] == [3, 3, 3]
     with pytest.raises(SystemExit):
         parser.parse_args(["--no-such", "3"])
+
+
+def test_settings_are_written_as_the_flags_that_make_them() -> None:
+    made = DataChoice("own.npz", dataset_name="own data", image_size=8, tokens=True)
+    parser = cli.Parser(None)
+    add_settings(parser, DataChoice)
+    assert read_settings(DataChoice, parser.parse_args(words_of(made))) == made
+    assert words_of(DataChoice()) == [] and words_of(DataChoice(), "dataset") == ["--dataset", "mnist"]
 
 
 def test_tables_of_two_data_sets_stand_beside_each_other(tmp_path: Path) -> None:

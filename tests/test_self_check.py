@@ -407,7 +407,7 @@ def test_scripts_train_a_users_network_or_say_why_not(kind: str, mention: str, t
     own = ("--arch", f"{tmp_path}/nets.py:build", "--arch_name", "user", "--arch_options", f"kind={kind}")
     own += ("--epochs", 1, "--config", write_config(tmp_path))
     few = ("--data_subset", 100, "--batch_size", 20, "--epsilon", 8, "--accountant", "rdp")
-    plain = ("train_fz_models.py", *own, "--subset", 60, "--stop_run", 1)
+    plain = ("train_fz_models.py", *own, "--data_subset", 60, "--stop_run", 1)
     for line, folder in ((("train_dp.py", *own, *few), "private_model_dir"), (plain, "fz_model_dir")):
         result = run_script(*line)
         if mention and not (line is plain and kind == "statistics"):

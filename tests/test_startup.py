@@ -77,7 +77,7 @@ def test_training_and_scoring_load_pytorch_alone(tmp_path: Path) -> None:
     kind = ("--config", write_config(tmp_path), "--dataset", "mnist", "--arch", "smallcnn")
     private = (*kind, "--data_subset", 100, "--batch_size", 20, "--epochs", 1, "--epsilon", 8)
     assert subprocess.run([sys.executable, "train_dp.py", *map(str, private)], cwd=ROOT).returncode == 0
-    ensemble = ("train_fz_models.py", *kind, "--subset", 100, "--stop_run", 1, "--epochs", 1)
+    ensemble = ("train_fz_models.py", *kind, "--data_subset", 100, "--stop_run", 1, "--epochs", 1)
     lines = [
         ("train_dp.py", *private, "--seed", 1), ("train_dp.py", *private, "--seed", 1),
         ("calc_curv_private_models.py", *kind), ensemble, ensemble, ("calc_curv_fz_models.py", *kind),

@@ -12,7 +12,7 @@ from conftest import assert_refused, run_script
 
 from libmodels import tf_checkpoint
 from libmodels.checkpoints import load_model
-from libmodels.tf_checkpoint import TensorFlowReader, convert, converted, find_checkpoint, identify
+from libmodels.tf_checkpoint import convert, converted, find_checkpoint, identify, read_variables
 from libstore.errors import InputError
 from libstore.store import read_sidecar
 
@@ -24,14 +24,8 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def reader():
-    with TensorFlowReader() as reader:
-        yield reader
-
-
-@pytest.fixture(scope="module")
-def variables(released, reader):
-    return {name: reader.read(find_checkpoint(released / run)) for name, run in RUNS.items()}
+def variables(released):
+    return {name: read_variables(find_checkpoint(released / run)) for name, run in RUNS.items()}
 
 
 @pytest.fixture
@@ -97,10 +91,7 @@ def test_command_line_converts_once_and_needs_no_tensorflow_afterwards(released,
     assert set(read_sidecar(target)["settings"]["source"]) == {"ckpt-160.index", "ckpt-160.data-00000-of-00001"}
     before = target.read_bytes()
 
-    def unavailable(self):
-        raise AssertionError("TensorFlow was started")
-
-    monkeypatch.setattr(TensorFlowReader, "_start", unavailable)
+    monkeypatch.delattr(tf_checkpoint, "read_variables")
     tf_checkpoint.main([str(released / "small_inception"), str(target)])
     assert target.read_bytes() == before
     images = torch.from_numpy(np.load(released / "small_inception" / "inputs_32.npy")).permute(0, 3, 1, 2)
@@ -109,20 +100,23 @@ def test_command_line_converts_once_and_needs_no_tensorflow_afterwards(released,
     np.testing.assert_allclose(logits, np.load(released / "small_inception" / "logits_32.npy"), atol=1e-4, rtol=0)
 
 
-def test_another_source_is_refused_by_the_command_and_converted_by_the_cache(released, reader, tmp_path):
+def test_another_source_is_refused_by_the_command_and_converted_by_the_cache(
+    released, variables, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tf_checkpoint, "read_variables", lambda prefix: variables["small_inception"])
     run, target = tmp_path / "run", tmp_path / "run.pt"
     shutil.copytree(released / "small_inception" / "checkpoints", run / "checkpoints")
-    converted(run, reader, target, keep=True)
+    converted(run, target, keep=True)
     first = target.read_bytes()
     data = run / "checkpoints" / "ckpt-160.data-00000-of-00001"
     data.write_bytes(data.read_bytes() + b"x")
     with pytest.raises(InputError, match=r"run\.pt: made with other settings"):
-        converted(run, reader, target, keep=True, overwrite=False)
+        converted(run, target, keep=True, overwrite=False)
     assert target.read_bytes() == first
     sidecar = read_sidecar(target)
-    converted(run, reader, target, keep=True)
+    converted(run, target, keep=True)
     assert read_sidecar(target)["settings"] != sidecar["settings"]
-    converted(run, reader, tmp_path / "dropped.pt", keep=False)
+    converted(run, tmp_path / "dropped.pt", keep=False)
     assert not (tmp_path / "dropped.pt").exists()
 
 
@@ -133,6 +127,36 @@ def test_missing_tensorflow_is_told(released, tmp_path):
     )
     assert_refused(result, "ckpt-160: cannot convert, TensorFlow does not run here", "no tensorflow here")
     assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensorflow", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", r"TensorFlow was ended by SIGKILL \(too little memory\?\)"),
+        ("raise SystemExit(1)", r"TensorFlow does not run here \(it ended without a word\)"),
+    ],
+)
+def test_a_process_that_fails_is_told_with_the_checkpoint(tmp_path, monkeypatch, tensorflow, message):
+    (tmp_path / "tensorflow.py").write_text(tensorflow)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InputError, match=f"ckpt-160: cannot convert, {message}"):
+        read_variables(tmp_path / "ckpt-160")
+
+
+def test_names_of_a_checkpoint_name_no_member_and_what_it_prints_is_no_answer(tmp_path, monkeypatch):
+    """A module in TensorFlow's place, so that variables may be called anything."""
+    (tmp_path / "tensorflow.py").write_text(
+        """import os, types
+print("hello")
+values = {"../x": 1, "names": 2, "array_0": 3, "": 4, "a/.ATTRIBUTES/VARIABLE_VALUE": 5}
+values["_CHECKPOINTABLE_OBJECT_GRAPH"] = b""
+assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+reader = types.SimpleNamespace(get_variable_to_shape_map=lambda: values, get_tensor=values.get)
+train = types.SimpleNamespace(load_checkpoint=lambda prefix: reader)
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert read_variables(tmp_path / "ckpt-1") == {"../x": 1, "names": 2, "array_0": 3, "": 4, "a": 5}
 
 
 def test_none_several_and_half_checkpoints_are_refused(tmp_path):
@@ -150,15 +174,14 @@ def test_none_several_and_half_checkpoints_are_refused(tmp_path):
         find_checkpoint(tmp_path)
 
 
-def test_damaged_checkpoint_is_refused(released, reader, tmp_path):
+def test_damaged_checkpoint_is_refused(released, tmp_path):
     shutil.copytree(released / "small_inception" / "checkpoints", tmp_path / "checkpoints")
     data = tmp_path / "checkpoints" / "ckpt-160.data-00000-of-00001"
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     with pytest.raises(InputError, match="ckpt-160: TensorFlow cannot read the checkpoint"):
-        reader.read(tmp_path / "checkpoints" / "ckpt-160")
-    assert reader.read(released / "small_inception" / "checkpoints" / "ckpt-160")  # the process goes on
+        read_variables(tmp_path / "checkpoints" / "ckpt-160")
 
 
 @pytest.mark.parametrize(
@@ -208,11 +231,9 @@ def test_leftovers_of_the_model_are_named_and_refused(inception):
         convert(arrays, spec, Path("run"))
 
 
-def test_leftovers_outside_the_model_are_named(released, variables, tmp_path, capsys):
-    class Reader(TensorFlowReader):
-        def read(self, prefix):
-            return variables["small_inception"] | {"optimizer/momentum": np.zeros(3)}
-
-    converted(released / "small_inception", Reader(), tmp_path / "run.pt", keep=True)
+def test_leftovers_outside_the_model_are_named(released, variables, tmp_path, capsys, monkeypatch):
+    more = variables["small_inception"] | {"optimizer/momentum": np.zeros(3)}
+    monkeypatch.setattr(tf_checkpoint, "read_variables", lambda prefix: more)
+    converted(released / "small_inception", tmp_path / "run.pt", keep=True)
     assert "left out: optimizer/momentum" in capsys.readouterr().err
     assert read_sidecar(tmp_path / "run.pt")["provenance"]["left_out"] == ["optimizer/momentum"]

@@ -90,7 +90,7 @@ def test_what_has_its_own_statistics_or_draws_is_refused(layer: nn.Module, named
 
 
 def test_script_trains_groups_says_so_and_skips_what_is_there(tmp_path: Path) -> None:
-    flags = ("--subset", 60, "--dataset", "mnist", "--epochs", 1, "--stop_run", 3, "--device", "cpu")
+    flags = ("--data_subset", 60, "--dataset", "mnist", "--epochs", 1, "--stop_run", 3, "--device", "cpu")
     roots = []
     for together in (1, 2):
         (tmp_path / str(together)).mkdir()

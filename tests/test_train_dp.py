@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "subset.npy", np.arange(299, 99, -1))
     config = write_config(folder)
     result = run_script(
-        "train_dp.py", *FLAGS, "--epsilon", 5, "--seed", 7, "--subset", folder / "subset.npy", "--config", config
+        "train_dp.py", *FLAGS, "--epsilon", 5, "--seed", 7, "--train_subset", folder / "subset.npy", "--config", config
     )
     assert result.returncode == 0, result.stderr
     device, *lines = result.stdout.splitlines()
@@ -99,9 +99,11 @@ def test_recorded_privacy_is_what_was_spent(trained: Path) -> None:
 def test_same_line_skips_and_other_settings_are_refused(trained: Path) -> None:
     folder = trained.parent.parent
     before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
-    own = ("--seed", 7, "--subset", folder / "subset.npy", "--config", folder / "config.json")
+    own = ("--seed", 7, "--train_subset", folder / "subset.npy", "--config", folder / "config.json")
     line = ("train_dp.py", *FLAGS, "--epsilon", 5, *own)
     assert "finished before, skipped" in run_script(*line).stdout
+    before_names = ["--subset" if word == "--train_subset" else word for word in line]
+    assert "finished before, skipped" in run_script(*before_names, "--suffix", "seed_*").stdout
     for flags, mention in (
         (("--lr", "0.01"), "optimization.lr: 0.001 there, 0.01 asked for"),
         (("--optimizer", "adam"), "optimization.optimizer"),
@@ -142,10 +144,13 @@ def test_no_resume_begins_anew(tmp_path: Path) -> None:
         (["--epsilon", "1", "--batch_size", "301"], ["--batch_size 301", "300"]),
         (["--epsilon", "1", "--arch", "resnet18", "--norm", "batch"], ["resnet18", "BatchNorm", "--norm group"]),
         (["--epsilon", "1", "--norm", "group"], ["--norm group", "'smallcnn'"]),
-        (["--epsilon", "1", "--subset", "{tmp}/far.npy"], ["far.npy", "position 60000"]),
-        (["--epsilon", "1", "--subset", "{tmp}/twice.npy"], ["twice.npy", "position 4 is repeated"]),
-        (["--epsilon", "1", "--subset", "{tmp}/outside.npy"], ["outside.npy", "example 300", "--data_subset 300"]),
-        (["--epsilon", "1", "--subset", "{tmp}/none.npy"], ["none.npy"]),
+        (["--epsilon", "1", "--train_subset", "{tmp}/far.npy"], ["far.npy", "position 60000"]),
+        (["--epsilon", "1", "--train_subset", "{tmp}/twice.npy"], ["twice.npy", "position 4 is repeated"]),
+        (
+            ["--epsilon", "1", "--train_subset", "{tmp}/outside.npy"],
+            ["outside.npy", "example 300", "--data_subset 300"],
+        ),
+        (["--epsilon", "1", "--train_subset", "{tmp}/none.npy"], ["none.npy"]),
         (["--epsilon", "1", "--data_subset", "70000"], ["70000", "60000"]),
         (["--epsilon", "1", "--optimizer", "adam", "--momentum", "0.9"], ["--momentum 0.9", "adam"]),
         (["--epsilon", "1", "--suffix", "../up"], ["--suffix", "../up"]),
@@ -229,7 +234,7 @@ def test_generators_print_the_papers_grid_once(generator: str) -> None:
     if "memorization" in generator:
         assert epsilons == {1, 10, 20, 30, 40, 50} and seeds == set(range(40))
         assert {line["--dataset"] for line in flags} == {"cifar100"}
-        assert all(Path(line["--subset"]).name == f"subset_{line['--seed']}.npy" for line in flags)
+        assert all(Path(line["--train_subset"]).name == f"subset_{line['--seed']}.npy" for line in flags)
     else:
         assert epsilons == {1.0, *range(5, 101, 5)}
         assert seeds == {10655, 11005, 12177, 14838, 20392, 21497, 25716, 41616, 42601, 54400}
@@ -246,6 +251,9 @@ def test_generators_pass_other_flags_on_and_refuse_what_they_cannot_read(generat
     words = [shlex.split(line) for line in lines]
     assert len(words) == 2 and [line[line.index("--epsilon") + 1] for line in words] == ["0.5", "2"]
     assert all(line[-5:] == ["--suffix", "x_3", "--config", config, "--overwrite"] for line in words)
+    for suffix, seeds in (("x_*", ["--seeds", "3"]), ("x_*", ["--seeds", "3 4"]), ("x_", ["--seeds", "3", "4"])):
+        more = generated(generator, *flags[:2], *seeds, *flags[3:-1], suffix, "--config", config, "--overwrite")
+        assert set(lines) <= set(more) and len(more) == 2 * len(" ".join(seeds[1:]).split())
     for bad in (["--epsilons", "1 two"], ["--epsilons", "1.2.3"], ["--seeds", "1.5"], ["--epsilon", "3"], ["--seeds"]):
         refused = subprocess.run(["sh", ROOT / "scripts" / generator, *bad], capture_output=True, text=True)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and bad[0] in refused.stderr
@@ -261,7 +269,7 @@ def test_link_3_trains_on_the_subsets_of_its_configuration(tmp_path: Path) -> No
         (("--config", moved, "--subset_dir", "elsewhere"), "elsewhere"),
     ):
         words = shlex.split(generated(generator, *grid, *flags)[0])
-        assert words[words.index("--subset") + 1] == f"{folder}/cifar100/subset_3.npy"
+        assert words[words.index("--train_subset") + 1] == f"{folder}/cifar100/subset_3.npy"
     command = ["sh", ROOT / "scripts" / generator, "--config", tmp_path / "nowhere.json"]
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     refused = subprocess.run(command, capture_output=True, text=True, env=path)

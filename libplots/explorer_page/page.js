@@ -127,7 +127,7 @@ const explorer = (() => {
       legend.replaceChildren(...few.map((colour, i) => {
         const dot = element("i")
         dot.style.background = colour
-        return element("span", {}, dot, String(i))
+        return element("span", {}, dot, className(i))
       }), few.length < palette.length ? "… and again from the first colour" : "")
       return Float64Array.from(data.label)
     }
@@ -169,14 +169,16 @@ const explorer = (() => {
 
   const breakable = name => name.split("_").flatMap((part, i) => i ? ["_", element("wbr"), part] : [part])
 
-  const nameOf = row => `example ${data.example[row]}, class ${data.label[row]}`
+  const className = label => settings.class_names[label] ?? String(label)
+
+  const nameOf = row => `example ${data.example[row]}, class ${className(data.label[row])}`
 
   function show(row) {
     if (state.showing === row) return
     state.showing = row
     ring()
     if (row == null) return
-    at("example-title").textContent = `Example ${data.example[row]} · class ${data.label[row]}`
+    at("example-title").textContent = `Example ${data.example[row]} · class ${className(data.label[row])}`
     at("example-picture").replaceChildren(picture("train", row, nameOf(row)))
     const lines = settings.columns.map(({name, se, unit}) => {
       const error = se && Number.isFinite(data[se][row]) ? ` ± ${short(data[se][row], 2)}` : ""
@@ -198,7 +200,7 @@ const explorer = (() => {
     const found = range(pairs.row.length).slice(...bounds(pairs.row, row))
     place.append(element("h3", {textContent: found.length ? "Test examples it helps most" : "No influence is known"}))
     place.append(element("ul", {}, ...found.map(i => {
-      const name = `test ${pairs.test_example[i]}, class ${pairs.test_label[i]}`, error = pairs.standard_error[i]
+      const name = `test ${pairs.test_example[i]}, class ${className(pairs.test_label[i])}`, error = pairs.standard_error[i]
       const value = short(pairs.influence[i]) + (Number.isFinite(error) ? ` ± ${short(error, 2)}` : "")
       return element("li", {}, picture("test", pairs.picture[i], name), element("span", {textContent: `${name}: ${value}`}))
     })))
@@ -273,7 +275,7 @@ const explorer = (() => {
         texts ? "show" : picture("train", row, nameOf(row)))
       const line = element("tr", {}, element("td", {}, button),
         texts ? element("td", {className: "text", textContent: texts[row]}) : null,
-        element("td", {textContent: data.example[row]}), element("td", {textContent: data.label[row]}),
+        element("td", {textContent: data.example[row]}), element("td", {textContent: className(data.label[row])}),
         ...settings.columns.map(({name}) => element("td", {textContent: short(data[name][row])})))
       line.dataset.row = row
       line.classList.toggle("current", row === state.pinned)
@@ -351,7 +353,7 @@ const explorer = (() => {
     }
     options(at("colour"), [new Option("class", "label"), ...all(["example"])], settings.view.colour)
     options(at("colour-scale"), SCALES, "rank")
-    options(at("class"), [new Option("all", ""), ...range(settings.num_classes).map(String)], "")
+    options(at("class"), [new Option("all", ""), ...range(settings.num_classes).map(i => new Option(className(i), i))], "")
     options(at("by"), names, settings.view.y1)
     for (const id of ["colour", "colour-scale", "class"]) at(id).onchange = place
     for (const form of document.querySelectorAll("form")) form.onsubmit = event => event.preventDefault()

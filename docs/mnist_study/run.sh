@@ -2,7 +2,7 @@
 # The runs of the study, two mechanisms: as corrected, and as published (noise 256 times what the settings say).
 #   nohup sh docs/mnist_study/run.sh CORRECTED.json PUBLISHED.json [-j N] > study.log 2>&1 &
 # Configurations that differ in sensitivity_dir; N jobs at a time, by default one per core. The same line goes on where it
-# was. 35 runs in all; the most telling come first, so that make.sh has something to say of a part of them.
+# was. 38 runs in all; the most telling come first, so that make.sh has something to say of a part of them.
 set -eu
 . "$(dirname -- "$0")/../../scripts/flags.sh"
 case ${1:-} in -h | --help) help ;; esac

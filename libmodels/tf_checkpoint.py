@@ -68,6 +68,7 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{prefix}: cannot convert, TensorFlow does not run here ({reason}); pip install tensorflow"
             )
+        file.seek(0)  # where /dev/fd shares it
         with np.load(file, allow_pickle=False) as arrays:
             return {name.removesuffix(_SUFFIX): arrays[f"array_{i}"] for i, name in enumerate(arrays["names"].tolist())}
 

@@ -47,9 +47,9 @@ _SIGNS = (2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).ast
 """The eight signs of a byte's bits, the highest first, in one number."""
 CHECKED = 32
 """Examples that `check_model` looks at."""
+_MIXES = "the model mixes the examples of a batch in evaluation mode: logits depend on the others"
 # Two evaluations of one batch differ by the order of sums at the most (atomic additions on a GPU), in units of the
 # rounding error; an example beside others also by the algorithm that a library chooses for the shape.
-_MIXES = "the model mixes the examples of a batch in evaluation mode: logits depend on the others"
 _REPEATED, _BESIDE_OTHERS = 64, 1e-3
 
 

@@ -168,13 +168,12 @@ def score_model(
         check_scorable(network, model_name, data.images, data.labels, scoring)
         if recorded is not None:
             check_agreement(outcomes(network, model_name, data.images, data.labels, scoring), recorded, model_name)
-        started = time.monotonic()
+        spent: dict[str, float] = {}
         with cli.progress(len(data), model_name, "examples") as bar:
-            found = score_batch(network, model_name, data.images, data.labels, data.index, scoring, bar.update)
+            found = score_batch(network, model_name, data.images, data.labels, data.index, scoring, bar.update, spent)
         keep_index(scoring.score_dir, data.index)
-        seconds = round(time.monotonic() - started, 3)
-        made_by = provenance(**describe_device(scoring.device), batch_size=scoring.batches.size, seconds=seconds)
-        save_scores(scoring, model_name, model_identity, identity, found, data.labels.numpy(), made_by)
+        made_by = provenance(**describe_device(scoring.device), batch_size=scoring.batches.size)
+        save_scores(scoring, model_name, model_identity, identity, found, data.labels.numpy(), made_by, spent)
     return True
 
 
@@ -186,17 +185,21 @@ def save_scores(
     found: Mapping[str, Mapping[str, np.ndarray]],
     labels: np.ndarray,
     made_by: dict[str, object],
+    spent: Mapping[str, float] | None = None,
 ) -> None:
-    """Keep what `score_batch` returned for all examples, (N,) each, with their labels."""
+    """Keep what `score_batch` returned for all examples, (N,) each, with their labels and the seconds of each score."""
     scoring.save_columns(
         {name: list(columns) for name, columns in found.items()}, model_name, model_identity, data_identity
     )
     outputs = scoring.outputs(model_name, model_identity, data_identity)
     arrays: dict[str, np.ndarray] = {LABELS: labels}
-    for columns in found.values():
+    took = {LABELS: (spent or {}).get(CURVATURE)}
+    for score, columns in found.items():
         arrays |= columns
+        took |= dict.fromkeys(columns, (spent or {}).get(score))
     for column, output in (outputs or {}).items():
-        output.save(array_bytes(arrays[column]), made_by)
+        seconds = took[column]
+        output.save(array_bytes(arrays[column]), made_by | ({} if seconds is None else {"seconds": round(seconds, 3)}))
 
 
 def check_scorable(model: nn.Module, model_name: str, images: Tensor, labels: Tensor, scoring: Scoring) -> None:
@@ -236,10 +239,11 @@ def score_batch(
     examples: np.ndarray,
     scoring: Scoring,
     progress: Callable[[int], object],
+    spent: dict[str, float] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the scores of examples that are in memory: by name of the score, its columns, float32 (N,) each.
 
-    The network is one that `check_scorable` has seen.
+    The network is one that `check_scorable` has seen. The seconds that each score takes are added to `spent`.
 
     Raises:
         InputError: A score is of another length, has other columns from batch to batch or is not finite, or the
@@ -258,7 +262,10 @@ def score_batch(
                 rows = slice(first, first + batch_size)
                 x, y = on_device(images[rows], labels[rows], scoring.device)
                 for one in scoring.scores:
+                    began = time.monotonic()
                     parts[one.name].append(values_of(one, started[one.name](x, y, examples[rows]), len(y)))
+                    if spent is not None:
+                        spent[one.name] = spent.get(one.name, 0) + time.monotonic() - began
                 progress(len(y))
                 done += len(y)
         return {one.name: _joined(one, parts[one.name], examples) for one in scoring.scores}

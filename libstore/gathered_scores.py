@@ -344,8 +344,7 @@ class ByRun:
     Attributes:
         read: Called to read, of each run, whether it trained on each example (for held-out consistency whether it did
             not) and the score, NaN where it has none.
-        seconds: What a network cost, training and scoring, mean over the runs, as their provenance says; scores that
-            were taken in one go share their seconds.
+        seconds: What a network cost, training and this score, mean over the runs, as their provenance says.
         difference: The score is a difference between runs that hold an example and those that do not.
     """
 

@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from libdata.datasets import Dataset
 from libmodels import build_model
 from libscores import logit_scores
 from libscores.curvature import at_module, curvature
-from libscoring.scoring import Batches, Scoring, check_scorable, score_batch
+from libscoring.scoring import Batches, Scoring, check_scorable, score_batch, score_model
 from libscoring.settings import ScoreSettings
 from libscoring.table import SCORES, find_scores
 from libstore.errors import InputError
+from libstore.scores import score_path
+from libstore.store import read_sidecar
 from libtrain.self_check import FirstBatch, check_trainable
 
 COUNT = 23
@@ -160,6 +163,8 @@ def test_scores_of_confident_examples_keep_their_digits() -> None:
 
 
 OWN = """
+import time
+
 import torch
 
 def margin_of_two(model, x, y, examples):
@@ -194,6 +199,10 @@ def as_label(model, x, y, examples):
 def as_path(model, x, y, examples):
     return {"a/b": y * 0.0}
 
+def slow(model, x, y, examples):
+    time.sleep(0.1)
+    return {"slow": y * 0.0}
+
 not_callable = 3
 """
 
@@ -211,6 +220,22 @@ def test_a_score_from_outside(task, own: Path) -> None:
     top = task[0](task[1]).detach().topk(2).values
     np.testing.assert_allclose(found["margin_of_two"]["gap"], top[:, 0] - top[:, 1], rtol=1e-4)
     np.testing.assert_array_equal(found["margin_of_two"]["position"], task[3])
+
+
+def test_the_seconds_of_a_score_are_its_own_where_several_are_taken_in_one_go(task, own: Path, tmp_path: Path) -> None:
+    scores = f"loss,{own}:slow"
+    scoring = Scoring(tmp_path, ScoreSettings(scores=scores), find_scores(scores), torch.device("cpu"), Batches(8))
+    data = Dataset(
+        "digits", "train", task[1], task[2], task[3], num_classes=10, normalization="unit", split_size=200,
+        content_sha256="0",
+    )  # fmt: skip
+    assert score_model(scoring, "model", task[0], {"sha256": "1"}, data)
+    took = {
+        name: read_sidecar(score_path(tmp_path, name, "model", 1e-3))["provenance"]["seconds"]
+        for name in ("loss", "slow")
+    }
+    assert took["slow"] >= 0.3  # it sleeps for 0.1 s in each of three batches
+    assert took["loss"] < took["slow"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def write(folder: Path, values: object) -> Path:
 
 def test_defaults_count_from_the_file() -> None:
     config = load_config()
-    assert config.data_dir == ROOT / "data" and config.score_dir == ROOT / "results" / "scores"
+    assert config.data_dir == (ROOT / "data").resolve() and config.score_dir == ROOT / "results" / "scores"
 
 
 def test_relative_and_absolute_paths(tmp_path) -> None:

@@ -87,9 +87,9 @@ def test_every_bounded_statistic_has_an_interval_of_possible_values(seed: int, n
     runs = list(zip(masks, values, curvature, strict=True))
     ensemble = link1(lambda: runs, n_runs, 12, n_permutations=9)
     given_scores = link1(lambda: runs, n_runs, 12, memorization=mem, n_permutations=9)
-    correlations = [ensemble.disjoint_halves]
+    correlations = [ensemble.links["curvature"].disjoint_halves]
     for found in (ensemble, given_scores):
-        correlations += [*found.similarity.values(), *found.similarity_max.values()]
+        correlations += [*found.links["curvature"].similarity.values(), *found.similarity_max.values()]
         assert within(found.subpopulation_a, 0, math.inf) and within(found.subpopulation_b, 0, math.inf)
 
     costs, steps = noisy(n_runs), noisy(n_runs, 4)

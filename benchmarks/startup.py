@@ -4,8 +4,9 @@
     python benchmarks/startup.py --repeats 5
 
 Every command runs on one thread in a process of its own; what counts is the processor's time (user and system) of the
-process and its children, the least of the repeats. Training and scoring are of next to nothing, so that nearly all of
-their time is starting. The ratios are what to read: "goal" is what they should not exceed.
+process and its children. PyTorch is imported before each, and the ratio is to that import: medians of the repeats.
+Training and scoring are of next to nothing, so that nearly all of their time is starting. The ratios are what to read:
+"goal" is what they should not exceed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from libstore.config import load_config
 
@@ -77,26 +79,26 @@ def commands(folder: Path, data_dir: Path) -> list[tuple[str, list[str], float |
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--repeats", type=cli.positive_int, default=2, help="times that everything is measured")
+    parser.add_argument("--repeats", type=cli.positive_int, default=3, help="times that everything is measured")
     args = parser.parse_args(argv)
     data_dir = load_config(args.config).data_dir
     torch: list[float] = []
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     goals: dict[str, float | None] = {}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            torch.append(cpu_seconds(["-c", "import torch"]))
             for name, words, goal, status in commands(Path(folder), data_dir):
-                found.setdefault(name, []).append(cpu_seconds(words, status))
+                torch.append(cpu_seconds(["-c", "import torch"]))
+                seconds = cpu_seconds(words, status)
+                found.setdefault(name, []).append((seconds, seconds / torch[-1]))
                 goals[name] = goal
-            torch.append(cpu_seconds(["-c", "import torch"]))
-    base = min(torch)
     print(f"{'command':52s} {'CPU s':>6s} {'ratio':>6s} {'goal':>5s}")
     plain = 'python -c "import torch"'
-    print(f"{plain:52s} {base:6.2f} {1:6.2f}")
-    for name, seconds in found.items():
+    print(f"{plain:52s} {median(torch):6.2f} {1:6.2f}")
+    for name, measured in found.items():
+        seconds, ratio = (median(values) for values in zip(*measured, strict=True))
         goal = goals[name]
-        print(f"{name:52s} {min(seconds):6.2f} {min(seconds) / base:6.2f} {'' if goal is None else f'{goal:5.1f}'}")
+        print(f"{name:52s} {seconds:6.2f} {ratio:6.2f} {'' if goal is None else f'{goal:5.1f}'}")
 
 
 if __name__ == "__main__":

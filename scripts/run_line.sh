@@ -48,4 +48,5 @@ fi
 survey
 new=$((finished > RUN_BEFORE ? finished - RUN_BEFORE : 1))
 left=$(((total - finished) * ($(date +%s) - RUN_BEGAN) / new / 60))
-say " done, $finished of $total, about $((left / 60)) h $((left % 60)) min left: $last"
+if [ "$left" = 0 ]; then left='under a minute'; else left="about $((left / 60)) h $((left % 60)) min"; fi
+say " done, $finished of $total, $left left: $last"

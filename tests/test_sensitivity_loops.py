@@ -54,7 +54,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert process.returncode == -signal.SIGTERM and "run_loop.sh: stopped; run the same command again to go on" in err
     assert not list(results.glob("res/*"))
     status, out, err = finish("run_loop.sh", *line)
-    assert status == 0 and "line 1 done, 1 of 2, about " in out, err
+    assert status == 0 and "line 1 done, 1 of 2, " in out, err
     before = tree(results / "res")
     status, out, _ = finish("run_loop.sh", *line)
     assert status == 0 and out.count("skipped") == 2 and tree(results / "res") == before

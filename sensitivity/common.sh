@@ -29,13 +29,15 @@ cli.run(lambda: print(config.load_config(sys.argv[1]).sensitivity_dir))' "$confi
 }
 
 # train PREFIX FLAGS...: runs 1 to $runs, named PREFIX and their number, as lines of a job file, with $flags and FLAGS.
+# With a PREFIX they will be compared with the runs without one, and must be of the same flags.
 train() {
     file=$folder/jobs/train$1.sh name=$1 line="sh sensitivity/run.sh --config $(quoted "$config")$flags"
     shift
     for word do line="$line $(quoted "$word")"; done
     check_line "$line --run 1 --name ${name}1 $overwrite"
     fault=$({ mkdir -p "$folder/jobs" && for run in $(seq "$runs"); do
-        printf '%s\n' "$line --run $run --name $name$run $overwrite"
+        like=${name:+--compare_with $(quoted "$folder/res/res$run.csv")}
+        printf '%s\n' "$line --run $run --name $name$run $like $overwrite"
     done >"$file"; } 2>&1) || refuse "$fault"
     job sh scripts/run_jobs.sh "$file" -j "$jobs" --again
 }

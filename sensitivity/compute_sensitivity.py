@@ -25,7 +25,9 @@ from libcli.settings import read_settings
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
+from libstore.comparable import REMOVAL, Kept, check_alike, kept
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.index import index_digest
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, save the rows."""
     parser = cli.Parser(__doc__)
     add_run(parser)
+    text = "result file to be compared with: where more than run and points differ, nothing is trained (default: none)"
+    parser.add_argument("--compare_with", type=Path, metavar="FILE", help=text)
     args = parse_run(parser, argv)
     from libmodels.checkpoints import model_bytes
     from libmodels.devices import describe_device, resolve_device
@@ -59,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings["test_examples"] = measuring.test_examples
     part = "" if measuring.stage is None else f"_stage_{measuring.stage:g}"
     result = Output(config.sensitivity_dir / "res" / f"res{args.res_name}{part}.csv", settings, FORMAT)
+    if args.compare_with:
+        before, now = kept(args.compare_with), Kept(result.path, {"settings": result.settings, "format": FORMAT})
+        check_alike([before, now], REMOVAL, "; the flags must be those that it was made with")
     state, anew = Output(models / "state.pt", checkpoints.settings), args.overwrite or not args.resume
 
     trainer = None
@@ -66,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = checkpoints.finished(overwrite=args.overwrite)
         if measuring.stage is not None and not trained:
             raise InputError(f"{models}: not all checkpoints of these settings are there; train first, without --stage")
-        kept = (None if anew else kept_plan(state)) or checkpoints.plan(overwrite=args.overwrite)
-        plan = kept or plan_privacy(dp, study.planned, calibrations)
+        there = (None if anew else kept_plan(state)) or checkpoints.plan(overwrite=args.overwrite)
+        plan = there or plan_privacy(dp, study.planned, calibrations)
         trainer = study.trainer(dp, plan, device)
     own = checkpoints.others is None
     with exclusive(models) if own else nullcontext():

@@ -58,6 +58,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = tree(results / "res")
     status, out, _ = finish("run_loop.sh", *line)
     assert status == 0 and out.count("skipped") == 2 and tree(results / "res") == before
+    status, _, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random", "--lr", 0.4)
+    assert (
+        status == 1 and "differ in optimization.lr (0.4 and 0.1); the flags must be those that it was made with" in err
+    )
+    assert tree(results / "res") == before and not (results / "models" / "ckpt_random_5_1").exists()
     status, _, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random")
     assert status == 0, err
     return folder

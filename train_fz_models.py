@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(args.device, deterministic=args.deterministic)
     config = load_config(args.config)
     index = np.sort(read_index(shared.data_subset, dataset_size(choice.dataset, "train", config.data_dir)))
-    data, test, size = load_splits(choice, config.data_dir, index, shared.normalization, network.image_size)
+    data, load_test, size = load_splits(choice, config.data_dir, index, shared.normalization, network.image_size)
     check_index_content(shared.data_subset, data.content_sha256)
     spec = ModelSpec.for_dataset(network, data, size)
     training = FZTraining(
-        data, test, spec, sgd, shared.ratio, shared.seed, device, args.save_every, args.together, record
+        data, load_test(), spec, sgd, shared.ratio, shared.seed, device, args.save_every, args.together, record
     )
 
     if args.stop_run <= args.start_run:

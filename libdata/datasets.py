@@ -337,14 +337,14 @@ def load_dataset(
     )
 
 
-def load_training_split(
+def load_splits(
     choice: DataChoice,
     data_dir: str | Path,
     index: np.ndarray | None = None,
     normalization: str = "unit",
     image_size: int | None = None,
-) -> tuple[Dataset, int | None, Callable[[], Dataset]]:
-    """Load the training examples of a user's choice for a network.
+) -> tuple[Dataset, Callable[[], Dataset], int | None]:
+    """Load the data of a user's choice for a network.
 
     Args:
         choice: The choice.
@@ -354,8 +354,8 @@ def load_training_split(
         image_size: Height and width that the network needs, None for any.
 
     Returns:
-        The training examples, what images were resized to, None for their own size, and what loads the whole test
-        split likewise.
+        The training examples, what loads the whole test split likewise, and what images were resized to, None for
+        their own size.
 
     Raises:
         InputError: As `load_dataset`; the choice is another image size than the network needs; all examples are of
@@ -373,19 +373,7 @@ def load_training_split(
         if held == 1:
             raise InputError(f"{found}; {advice}")
         cli.warn(f"{found}; {advice}")
-    return data, size, partial(load_dataset, choice.dataset, "test", data_dir, **arguments)
-
-
-def load_splits(
-    choice: DataChoice,
-    data_dir: str | Path,
-    index: np.ndarray | None = None,
-    normalization: str = "unit",
-    image_size: int | None = None,
-) -> tuple[Dataset, Dataset, int | None]:
-    """Return the examples of `load_training_split`, the whole test split, and what images were resized to."""
-    data, size, load_test = load_training_split(choice, data_dir, index, normalization, image_size)
-    return data, load_test(), size
+    return data, partial(load_dataset, choice.dataset, "test", data_dir, **arguments), size
 
 
 def check_same_content(data: Dataset, kept: Mapping[str, Any], where: str | Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from libdata.choice import DataChoice
-from libdata.datasets import Dataset, dataset_size, load_training_split
+from libdata.datasets import Dataset, dataset_size, load_splits
 from libmodels.checkpoints import ModelSpec
 from libmodels.networks import Network
 from libscores.accounting import calibrate_noise_multiplier, pld_interval, spent_epsilon
@@ -125,7 +125,7 @@ def load_study(
             f"--delta {settings.delta:g} is at least 1/N = 1/{n_train}: such a guarantee may reveal whole examples; "
             "take a smaller one or add --allow_large_delta"
         )
-    data, image_size, load_test = load_training_split(choice, data_dir, index, study.normalization, network.image_size)
+    data, load_test, image_size = load_splits(choice, data_dir, index, study.normalization, network.image_size)
     for subset in (study.data_subset, study.train_subset):
         if subset is not None:
             check_index_content(subset, data.content_sha256)

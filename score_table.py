@@ -27,7 +27,7 @@ from libdata.choice import IMAGENET, TableData
 from libmodels import ARCHITECTURES
 from libstore.config import load_config
 from libstore.errors import InputError
-from libstore.gathered_private import instance_scores, private_scores
+from libstore.gathered_private import instance_scores, private_scores, study_at_hand
 from libstore.gathered_scores import Places, ensemble_scores
 from libstore.score_table import Gathered, TableFiles, check_content, join
 
@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         data = load_dataset(choice.dataset, "train", config.data_dir, **choice.arguments())
         labels, content = data.labels.numpy(), data.content_sha256
+    study = study_at_hand(places, len(labels))
     parts = (
         ensemble_scores(places, influence=args.influence, matrix=args.influence_matrix),
-        private_scores(places, args.suffix, args.h, len(labels)),
-        instance_scores(places, args.per_instance, len(labels)),
+        private_scores(places, args.suffix, args.h, study),
+        instance_scores(places, args.per_instance, study),
     )
     whole = Gathered.of(parts)
     settings = {"dataset": dataset, "arch": network.name, "ratio": args.ratio, "suffix": args.suffix, "h": args.h}

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -113,40 +114,43 @@ class _Private:
         self.add(called, mean.mean, mean.standard_error[0], list(seeds))
 
 
-def _study(places: Places, size: int) -> tuple[str, int]:
-    """Return the flag of a private training on the examples that are at hand, and their number.
+class StudyAtHand(NamedTuple):
+    """The examples that a private training would be on: its flag for them, empty for all, and their number."""
 
-    Those of the first network there is, of the ensemble or private; where there is none, all of the data set.
-    """
+    flag: str
+    n_examples: int
+
+
+def study_at_hand(places: Places, size: int) -> StudyAtHand:
+    """Return the examples of the first network there is, of the ensemble or private; all `size` where there is none."""
     root = ensemble_root(places.fz_models, places.dataset, places.arch) / places.ratio
     there = [*sorted(root.glob("*/aux_arrays.npz"))[:1]]
     there += sorted(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/aux_arrays.npz"))[:1]
     examples = read_run(there[0].parent).examples if there else np.arange(size)
     subset = subset_of(examples, size)
-    return "" if subset == "all" else f"--data_subset {subset or 'FILE'}", len(examples)
+    return StudyAtHand("" if subset == "all" else f"--data_subset {subset or 'FILE'}", len(examples))
 
 
-def private_scores(places: Places, suffix: str, h: float, size: int) -> Gathered:
+def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) -> Gathered:
     """Return what private models give at each epsilon, and how it moves with epsilon, to be read.
 
     Args:
         places: Where to look.
         suffix: Pattern of the ends of the models' names.
         h: Step of their curvature.
-        size: Number of training examples of the data set.
+        study: The examples, for the commands that make what is missing.
 
     Raises:
         InputError: Models do not belong together, or a file is damaged.
     """
-    study, _ = _study(places, size)
-    train = places.command("train_dp.py", f"{study} --epsilon E --seed S [--train_subset FILE]".strip())
+    train = places.command("train_dp.py", f"{study.flag} --epsilon E --seed S [--train_subset FILE]".strip())
     if not any(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/model.pt")):
         names = ("private_curvature_eps_E", "private_loss_eps_E", "private_memorization_eps_E", "epsilon_sensitivity")
         scorer = f"for several E and S, then {places.command(_SCORER, '')}".rstrip()
         return Gathered(missing=dict.fromkeys(names, f"{train} {scorer}"))
     models = find_private_models(places.private_models, places.dataset, places.arch, PrivateChoice(suffix=suffix))
     check_comparable(models)
-    private = _Private(places, models, study)
+    private = _Private(places, models, study.flag)
     found = private.found
     found.files.update({model.name: model.weights_sha256 for model in models})
     with_odds = bool(models[0].arrays().logodds)
@@ -181,22 +185,22 @@ def private_scores(places: Places, suffix: str, h: float, size: int) -> Gathered
     return found
 
 
-def instance_scores(places: Places, totals: Path | None, size: int) -> Gathered:
+def instance_scores(places: Places, totals: Path | None, study: StudyAtHand) -> Gathered:
     """Return what the per-instance accounting gives, to be read.
 
     Args:
         places: Where to look.
         totals: A totals file; by default compo_res_both_totals.csv, else compo_res_all_totals.csv.
-        size: Number of training examples of the data set.
+        study: The examples, for the commands that make what is missing.
 
     Raises:
         InputError: The file or what it was made of is damaged, or nothing says which data and network they are of.
     """
     found = Gathered()
     folder = places.sensitivity / "compo_res"
-    study, n_examples = _study(places, size)
-    flags = [places.flags, places.network_flags, study, f"--points 0 --points_sample {min(n_examples, _POINTS)}"]
-    loop = " ".join(["sh sensitivity/run_loop.sh", *filter(None, flags)])
+    points = f"--points 0 --points_sample {min(study.n_examples, _POINTS)}"
+    flags = filter(None, [places.flags, places.network_flags, study.flag, points])
+    loop = " ".join(["sh sensitivity/run_loop.sh", *flags])
     made_by = f"{loop}, then run_compo.sh and, for the other direction, run_folds.sh"
     if totals is None:
         there = [folder / f"compo_res_{kind}_totals.csv" for kind in ("both", "all")]

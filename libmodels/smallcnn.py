@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from libmodels.tanh import Tanh
+
 
 class SmallCNN(nn.Module):
     """Two strided 5x5 convolutions (16 and 32 maps), 4x4 average pooling, 64 units.
@@ -20,7 +22,7 @@ class SmallCNN(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, activation: str = "tanh") -> None:
         super().__init__()
-        act = {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]
+        act = {"tanh": Tanh, "relu": nn.ReLU}[activation]
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 16, 5, stride=2, padding=2), act(),
             nn.Conv2d(16, 32, 5, stride=2, padding=2), act(),

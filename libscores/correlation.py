@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from libscores.statistics import pearson, spearman
 
@@ -25,7 +25,7 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     Returns:
         A number in [-1, 1]; NaN where nothing of x or of y is left, as where the ranks of one are those of `given`.
     """
-    return partial_pearson(*map(stats.rankdata, (x, y, given)))
+    return partial_pearson(*map(scipy.stats.rankdata, (x, y, given)))
 
 
 def partial_pearson(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:

@@ -17,8 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import nnls
+import scipy
 
 from libscores.correlation import corrected, partial_pearson, stepped_up
 from libscores.memorization import Memorization, MemorizationOfRuns
@@ -139,7 +138,7 @@ class SubpopulationFit:
 def subpopulation_fit(curve: BinnedCurve) -> SubpopulationFit:
     """Fit the bins by non-negative least squares (arXiv 2402.18726, Section 5.1)."""
     design = np.stack([curve.memorization * np.sqrt(curve.count), curve.count], axis=1)
-    (a, b), _ = nnls(design, curve.curvature)
+    (a, b), _ = scipy.optimize.nnls(design, curve.curvature)
     spread = np.sum((curve.curvature - curve.curvature.mean()) ** 2)
     residual = np.sum((curve.curvature - design @ [a, b]) ** 2)
     return SubpopulationFit(float(a), float(b), float(1 - residual / spread) if spread > 0 else float("nan"))
@@ -469,13 +468,13 @@ def _statistics(sums: _Sums, given: np.ndarray | None) -> dict[str, float]:
         return values | {"shuffled": np.nan, "reliability": np.nan}
     known = mem[defined]
     if np.ptp(known) > 0:
-        line = stats.linregress(known, curv[defined])
+        line = scipy.stats.linregress(known, curv[defined])
         values |= {"slope": float(line.slope), "intercept": float(line.intercept)}
     if ((known >= 0) & (known <= 1)).any():
         fit = subpopulation_fit(binned_curve(known, curv[defined]))
         values |= {"a": fit.a, "b": fit.b}
-    ranks = {name: stats.rankdata(means[name][0][defined]) for name in sums.scores}
-    own = stats.rankdata(known)
+    ranks = {name: scipy.stats.rankdata(means[name][0][defined]) for name in sums.scores}
+    own = scipy.stats.rankdata(known)
     for name, rank in ranks.items():
         score = means[name][0][defined]
         values |= {
@@ -505,7 +504,7 @@ def _of_halves(sums: _Sums, given: np.ndarray | None, values: Mapping[str, float
     defined = np.isfinite([score for pair in pairs.values() for score in pair]).all(axis=0)
     if np.count_nonzero(defined) < 3:
         return {"reliability": np.nan}
-    ranks = {name: [stats.rankdata(score[defined]) for score in pair] for name, pair in pairs.items()}
+    ranks = {name: [scipy.stats.rankdata(score[defined]) for score in pair] for name, pair in pairs.items()}
     agree = {name: pearson(*pair) for name, pair in ranks.items()}
     found = {"reliability": stepped_up(agree["mem"]) if "mem" in agree else np.nan}
     for name in sums.scores:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from libscores.statistics import (
     SHARE,
@@ -43,7 +43,7 @@ def example_summaries(scores: np.ndarray) -> dict[str, float]:
     return {
         "mean": float(np.mean(scores, dtype=float)),
         "median": float(np.median(scores)),
-        "trimmed mean": float(stats.trim_mean(scores.astype(float), TRIM)),
+        "trimmed mean": float(scipy.stats.trim_mean(scores.astype(float), TRIM)),
     }
 
 
@@ -172,7 +172,7 @@ def lack_of_fit(
         return float(mean @ mean <= 1e-12 * spread), float(mean @ mean / spread)
     scale = n_directions * (n_seeds - 1) / (n_seeds - n_directions)
     square = float(mean @ np.linalg.pinv(covariance) @ mean)
-    law = stats.f(n_directions, n_seeds - n_directions)
+    law = scipy.stats.f(n_directions, n_seeds - n_directions)
     farthest = np.linalg.norm(mean) + np.sqrt(scale * law.ppf(0.95) * largest)
     return float(law.sf(square / scale)), float(farthest**2 / spread)
 
@@ -190,7 +190,7 @@ def _least_squares(curve: Callable[..., np.ndarray], epsilons: np.ndarray, means
     grid = np.linspace(np.log(0.1 / epsilons.max()), np.log(10 / epsilons.min()), 60)
     start = int(np.argmin([solve(log_c)[0] for log_c in grid]))
     bounds = (grid[max(start - 1, 0)], grid[min(start + 1, len(grid) - 1)])
-    log_c = float(optimize.minimize_scalar(lambda t: solve(t)[0], bounds=bounds, method="bounded").x)
+    log_c = float(scipy.optimize.minimize_scalar(lambda t: solve(t)[0], bounds=bounds, method="bounded").x)
     a, b, *rest = solve(log_c)[1]
     return np.array([a, b, np.exp(log_c), *rest])
 
@@ -233,7 +233,7 @@ def trend(epsilons: np.ndarray, values: np.ndarray, n_permutations: int = 999, s
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
     """Return the least-squares slope where y is known; NaN if it is not at fewer than two x."""
     known = np.isfinite(y)
-    return float(stats.linregress(x[known], y[known]).slope) if known.sum() > 1 else float("nan")
+    return float(scipy.stats.linregress(x[known], y[known]).slope) if known.sum() > 1 else float("nan")
 
 
 @dataclass(frozen=True)

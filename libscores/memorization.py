@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 class RunningMean:
@@ -121,7 +121,7 @@ def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
     ends = np.full((kinds.shape[1], 2), np.nan)
     for row, (successes, total) in enumerate(kinds.T.tolist()):
         if total:
-            ends[row] = stats.binomtest(successes, total).proportion_ci(0.95, "wilson")
+            ends[row] = scipy.stats.binomtest(successes, total).proportion_ci(0.95, "wilson")
     return tuple(ends[which.reshape(-1)].T)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from libscores.statistics import (
     CORRELATION,
@@ -35,7 +35,7 @@ def cost_ranks(costs: np.ndarray) -> np.ndarray:
     """
     if np.isnan(costs).any():
         raise ValueError("costs hold NaN")
-    return stats.rankdata(costs) - 1
+    return scipy.stats.rankdata(costs) - 1
 
 
 def rank_agreement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def rank_agreement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     shift = float(np.abs(ranks[0] - ranks[1]).mean())
     if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
         return np.array([math.nan, math.nan, shift])
-    return np.array([spearman(before, after), stats.kendalltau(*ranks).statistic, shift])
+    return np.array([spearman(before, after), scipy.stats.kendalltau(*ranks).statistic, shift])
 
 
 def cost_ratios(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -226,7 +226,7 @@ def _mean_of_pairs(values: np.ndarray, symmetric: bool = False) -> list[Estimate
             left_out.append(values[kept].mean(axis=0))
         squared += (runs - 1) / runs * np.square(np.array(left_out) - np.mean(left_out, axis=0)).sum(axis=0)
     degrees = fewest - (not symmetric)
-    half = stats.t.ppf(0.975, degrees) * np.sqrt(squared) if fewest > 1 else np.full(len(mean), math.nan)
+    half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(squared) if fewest > 1 else np.full(len(mean), math.nan)
     return [symmetric_interval(*numbers) for numbers in zip(mean, half, _RANK_BOUNDS, strict=True)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def symmetric_interval(value: float, half_width: float, bounds: Bounds = UNBOUND
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Return Spearman's rank correlation of two scores, each of shape (N,); ties get mean ranks."""
-    return pearson(stats.rankdata(a), stats.rankdata(b))
+    return pearson(scipy.stats.rankdata(a), scipy.stats.rankdata(b))
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
@@ -100,7 +100,7 @@ def bootstrap_interval(
     if n_runs == 1:
         error = float("nan")
     elif n_runs is not None:
-        error *= float(stats.t.ppf(0.975, n_runs - 1)) / 1.959964 * (n_runs / (n_runs - 1)) ** 0.5
+        error *= float(scipy.stats.t.ppf(0.975, n_runs - 1)) / 1.959964 * (n_runs / (n_runs - 1)) ** 0.5
     return symmetric_interval(value, 1.959964 * error, bounds)
 
 
@@ -110,7 +110,7 @@ def median_interval(values: np.ndarray) -> Estimate:
     Holds for any distribution (Conover, Practical Nonparametric Statistics, 1999, section 3.2); NaN for N below 6,
     which is too few for 95 %.
     """
-    found = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    found = scipy.stats.quantile_test(values, p=0.5).confidence_interval(0.95)
     return Estimate(float(np.median(values)), float(found.low), float(found.high))
 
 
@@ -130,7 +130,7 @@ def jackknife_interval(value: float, left_out: np.ndarray, bounds: Bounds = UNBO
     """
     groups = len(left_out)
     error = np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2))
-    return symmetric_interval(value, float(stats.t.ppf(0.975, groups - 1) * error), bounds)
+    return symmetric_interval(value, float(scipy.stats.t.ppf(0.975, groups - 1) * error), bounds)
 
 
 def student_interval(values: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate:
@@ -141,7 +141,7 @@ def student_interval(values: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate
     known = values[np.isfinite(values)]
     if known.size < 2:
         return Estimate(float(known.mean()) if known.size else math.nan, math.nan, math.nan)
-    half = float(stats.sem(known) * stats.t.ppf(0.975, known.size - 1))
+    half = float(scipy.stats.sem(known) * scipy.stats.t.ppf(0.975, known.size - 1))
     return symmetric_interval(float(known.mean()), half, bounds)
 
 
@@ -153,7 +153,7 @@ def auroc(marked: np.ndarray, score: np.ndarray) -> float:
     n, rest = int(marked.sum()), int((~marked).sum())
     if not n or not rest:
         return math.nan
-    return float(stats.mannwhitneyu(score[marked], score[~marked], method="asymptotic").statistic / (n * rest))
+    return float(scipy.stats.mannwhitneyu(score[marked], score[~marked], method="asymptotic").statistic / (n * rest))
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class PermutationTest:
 def permutation_tests(a: np.ndarray, b: np.ndarray, n_permutations: int, seed: int) -> dict[str, PermutationTest]:
     """Compare every one of `SIMILARITIES` of a and b, each of shape (N,), with that of a and shuffled b."""
     rng = np.random.default_rng(seed)
-    vectors = {"Spearman": [stats.rankdata(score) for score in (a, b)], "Pearson": [a, b], "cosine": [a, b]}
+    vectors = {"Spearman": [scipy.stats.rankdata(score) for score in (a, b)], "Pearson": [a, b], "cosine": [a, b]}
     pairs = {}
     for name, pair in vectors.items():
         x, y = (np.asarray(v, dtype=float) - (0.0 if name == "cosine" else v.mean()) for v in pair)

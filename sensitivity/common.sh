@@ -53,3 +53,12 @@ account() {
     job "$python" renyi_per_instance_sum_compo.py "$@"
     job "$python" sensitivity/compo_res/rank.py "$compo/${name}_totals.csv" ${overwrite:+"$overwrite"}
 }
+
+# compare_removal FLAGS...: account the runs of run_loop_rm.sh for $which and $remove, and compare them with those before.
+compare_removal() {
+    removal=${which}_$remove
+    account "_${removal}_" "compo_res_$removal" "$@"
+    eval "set -- --results_before $(results '') --results_after $(results "_${removal}_")"
+    job "$python" sensitivity/rank_eval.py "$compo/compo_res_all_ranked.csv" "$compo/compo_res_${removal}_ranked.csv" \
+        "$@" --paired --output "$compo/comparison_$removal.csv" ${overwrite:+"$overwrite"}
+}

@@ -9,13 +9,7 @@ compo=$folder/compo_res
 eval "set -- $flags"
 [ -z "$overwrite" ] || set -- "$@" "$overwrite"
 account '' compo_res_all "$@"
-if [ -n "$which" ]; then
-    removal=${which}_$remove
-    account "_${removal}_" "compo_res_$removal" "$@"
-    eval "set -- --results_before $(results '') --results_after $(results "_${removal}_")"
-    job "$python" sensitivity/rank_eval.py "$compo/compo_res_all_ranked.csv" "$compo/compo_res_${removal}_ranked.csv" \
-        "$@" --paired --output "$compo/comparison_$removal.csv" ${overwrite:+"$overwrite"}
-fi
+[ -z "$which" ] || compare_removal "$@"
 if [ -n "$folds" ]; then
     eval "set -- $flags --without $(for fold in $(seq "$folds"); do results "_without_${fold}_"; done)"
     account '' compo_res_both "$@" ${overwrite:+"$overwrite"}

@@ -8,11 +8,10 @@
 refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}
 folder=$(folder)
-removal=${which}_$remove
-list=$folder/compo_res/compo_res_all_$removal
-job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
-job "$python" sensitivity/compo_res/rank.py "$folder/compo_res/compo_res_all_totals.csv" \
-    --select "$remove" --which "$which" ${overwrite:+"$overwrite"}
-train "_${removal}_" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
-job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" --which "$which" --remove "$remove" \
+compo=$folder/compo_res
+list=$compo/compo_res_all_${which}_$remove
+account '' compo_res_all ${overwrite:+"$overwrite"}
+job "$python" sensitivity/compo_res/rank.py "$compo/compo_res_all_totals.csv" --select "$remove" --which "$which" \
     ${overwrite:+"$overwrite"}
+train "_${which}_${remove}_" --remove_points "$list.txt" --points "${list}_kept.txt" --points_sample 0
+compare_removal ${overwrite:+"$overwrite"}

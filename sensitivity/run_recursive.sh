@@ -10,7 +10,7 @@
 refuse_flags 'is set here' run name seed remove_points
 folder=$(folder)
 compo=$folder/compo_res
-job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}
+account '' compo_res_all ${overwrite:+"$overwrite"}
 source=$compo/compo_res_all gone='' totals='' round=1
 while [ "$round" -le "$rounds" ]; do
     totals="$totals $(quoted "${source}_totals.csv")"

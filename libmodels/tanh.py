@@ -1,4 +1,4 @@
-"""The hyperbolic tangent of float32 numbers on a CPU, many times as fast as PyTorch's where that calls MKL's slow one."""
+"""The hyperbolic tangent on a CPU, many times as fast as PyTorch's where that is MKL's."""
 
 from __future__ import annotations
 

@@ -70,11 +70,15 @@ def save_results(figure_dir: Path, name: str, about: Sequence[str], rows: Sequen
 
 
 def save_figure(figure: Figure, figure_dir: Path, name: str) -> None:
-    """Write a figure to <figure_dir>/<name>.png (150 dots per inch) and .pdf, without a date in either."""
+    """Write a figure to <figure_dir>/<name>.png (150 dots per inch) and .pdf, without a date in either.
+
+    It is laid out once, and stays so.
+    """
     with exclusive(figure_dir):
         for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            figure.set_layout_engine("none")
             write_atomic(figure_dir / f"{name}.{suffix}", buffer.getvalue())
 
 

@@ -26,6 +26,8 @@ step() {
     { echo "$number. $*"; date +%s; times; } >>"$out/times"
     printf '\n%s\n' "$number. $*"
 }
+# A process starts once for all the networks that it trains or scores, so that a job each is the least to start.
+each=$(((60 + jobs - 1) / jobs))
 # in_parallel NAME FLAGS...: run the job lines of $out/NAME.sh.
 in_parallel() {
     lines=$out/$1.sh
@@ -38,11 +40,11 @@ step "MNIST"
 python -m libdata.download mnist
 common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
 step "Link 1: 60 networks on random 70 % of 2,000 digits"
-sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job 10 --data_subset 2000 \
+sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job $each --data_subset 2000 \
     --record --record_input_gradients >"$out/train_fz.sh"
 in_parallel train_fz
 step "Link 1: curvature and cheaper scores of every digit under every network"
-sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job 10 \
+sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job $each \
     --scores curvature,loss,margin,el2n,grand,input_gradient_norm >"$out/score_fz.sh"
 in_parallel score_fz
 
@@ -54,9 +56,7 @@ sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$
     --epsilons_per_job 8 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
 in_parallel train_dp
 step "Link 2: curvature of every digit under every private network"
-for seed in $seeds; do
-    echo "python calc_curv_private_models.py $common --seed $seed"
-done >"$out/score_dp.sh"
+echo "$seeds" | xargs -n $(((6 + jobs - 1) / jobs)) echo "python calc_curv_private_models.py $common --seed" >"$out/score_dp.sh"
 in_parallel score_dp
 
 step "Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, set the parameters, execute, save."""
     args = parse(argv)
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    # jsonschema, which nbformat imports, would build a grammar of web addresses for 0.7 s; no notebook is checked by it.
+    # For nbformat, jsonschema would build a grammar of web addresses in 0.7 s, by which no notebook is checked.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     import nbformat
     from nbclient.exceptions import CellExecutionError

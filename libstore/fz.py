@@ -7,6 +7,7 @@ on a random subset of the data and keeps which examples it saw and whether it cl
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -168,11 +169,12 @@ def run_dir(root: Path, ratio: str, run: int) -> Path:
     Raises:
         InputError: Two folders have that number.
     """
+    folder = root / ratio
     names = dict.fromkeys(str(run).zfill(width) for width in range(1, _LONGEST_NUMBER + 1))
-    found = [root / ratio / name for name in names if (root / ratio / name).is_dir()]
+    found = [folder / name for name in names if os.path.isdir(f"{folder}/{name}")]
     if len(found) > 1:
         raise InputError(f"{found[0]} and {found[1]}: two folders of run {run}; move one of them away")
-    return found[0] if found else root / ratio / str(run)
+    return found[0] if found else folder / str(run)
 
 
 def list_runs(root: Path, ratio: str, start: int, stop: int | None) -> list[int]:

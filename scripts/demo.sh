@@ -67,18 +67,19 @@ for run in 1 2 3; do
 done >"$out/per_instance.sh"
 in_parallel per_instance
 step "Per-instance privacy: the 30 cheapest digits removed, twice, 30 random ones as a control; both directions of 30"
-for which in cheapest random; do
-    echo "sh sensitivity/run_loop_rm.sh $instance --runs 3 --remove 30 --which $which"
-done >"$out/removal.sh"
+remove="run_loop_rm.sh $instance --runs 3 --remove 30 --which"
+cat >"$out/removal.sh" <<END
+sh sensitivity/$remove cheapest && sh sensitivity/run_recursive.sh $instance --runs 3 --remove 30 --rounds 2
+sh sensitivity/$remove random
+sh sensitivity/run_folds.sh $instance --runs 3 --folds 1
+END
 in_parallel removal
-{
-    echo "sh sensitivity/run_folds.sh $instance --runs 3 --folds 1"
-    echo "sh sensitivity/run_recursive.sh $instance --runs 3 --remove 30 --rounds 2"
-} >"$out/rounds.sh"
-in_parallel rounds
 
-step "Figures and notebooks"
+step "Figures and notebooks; every score of every digit in one table, how they agree, and a page to look at them"
 cat >"$out/figures.sh" <<END
+python score_table.py $common --suffix 'memorization_seed_*' && python explore.py $common && \
+    sh scripts/run_notebook.sh notebooks/score_atlas.ipynb $out/figures \
+    -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
 python loss_v_priv.py $common --suffix 'memorization_seed_*'
 python calc_private_memorization.py $common
 sh scripts/run_notebook.sh notebooks/analyze_cifar100_curv_fz.ipynb $out/figures \
@@ -93,11 +94,6 @@ sh scripts/run_notebook.sh notebooks/cost_curves.ipynb $out/figures \
     -p config scripts/demo_config.json -y "runs: [1, 2, 3]"
 END
 in_parallel figures --again
-step "Every score of every digit in one table, how they agree, and a page to look at them"
-python score_table.py $common --suffix 'memorization_seed_*'
-sh scripts/run_notebook.sh notebooks/score_atlas.ipynb "$out/figures" \
-    -p config scripts/demo_config.json -p dataset mnist -p arch smallcnn
-python explore.py $common
 
 step "Results"
 python scripts/print_results.py "$out/figures"

@@ -27,7 +27,7 @@ def tagged(notebook: dict, tag: str) -> list[dict]:
 def lines_of(path: Path) -> list[list[str]]:
     """The words of every line of a document or script that runs a notebook, with the demo's folder filled in."""
     text = path.read_text().replace("\\\n", " ").replace("$out", "results/demo")
-    found = re.findall(r"^ *sh scripts/run_notebook\.sh .*$", text, re.M)
+    found = re.findall(r"(?:^|&&) *(sh scripts/run_notebook\.sh [^&\n]*)", text, re.M)
     return [shlex.split(line)[2:] for line in found]
 
 

@@ -1,4 +1,4 @@
-"""The gradient of a strided convolution by images of one channel, three to five times as fast as PyTorch's on a CPU."""
+"""The gradient of a convolution by images of one channel, two to five times as fast as PyTorch's on a CPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_PASSED = 2**18
+"""Numbers that weights pass on to images, (B, kernel, positions), in memory at once: what stays in a CPU's cache."""
+
 
 @contextmanager
 def fast_gradients_by_gray_images(model: nn.Module) -> Iterator[bool]:
-    """Let a model's strided convolutions of one-channel images pass gradients on to these the fast way.
+    """Let a model's convolutions of one-channel images pass gradients on to these the fast way.
 
     Values and gradients by the weights stay the same bits; those by the images are the same sums in another order.
 
@@ -32,10 +35,8 @@ def fast_gradients_by_gray_images(model: nn.Module) -> Iterator[bool]:
 
 
 def _is_slow(layer: nn.Conv2d) -> bool:
-    strided = layer.in_channels == 1 and max(layer.stride) > 1
-    return (
-        strided and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple) and "forward" not in vars(layer)
-    )
+    known = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+    return layer.in_channels == 1 and known and "forward" not in vars(layer)
 
 
 def _convolved(layer: nn.Conv2d, images: Tensor) -> Tensor:
@@ -61,7 +62,10 @@ class _Convolution(torch.autograd.Function):
             gradient, images, weight, [len(weight)] if ctx.bias else None, stride, padding, dilation,
             False, [0, 0], 1, [False, by_weight, by_bias and ctx.bias],
         )  # fmt: skip
-        if by_image:  # what every weight passes on at each position, (B, kernel, positions), added up
-            passed = weight.flatten(1).T @ gradient.flatten(2)
-            found = F.fold(passed, images.shape[2:], weight.shape[2:], dilation, padding, stride), *found[1:]
+        if by_image:
+            size, kernel = images.shape[2:], weight.shape[2:]
+            rows = max(1, _PASSED // (weight[0].numel() * gradient[0, 0].numel()))
+            passed = (weight.flatten(1).T @ part for part in gradient.flatten(2).split(rows))
+            parts = [F.fold(part, size, kernel, dilation, padding, stride) for part in passed]
+            found = torch.cat(parts), *found[1:]
         return *found, None, None, None

@@ -21,6 +21,7 @@ from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
 from libstore.store import Output, arrays_bytes, exclusive, file_sha256, made_before, provenance, read_sidecar, sha256
 from libtrain.recording import Recorder, check_recordable
+from libtrain.self_check import N_EXAMPLES, check_results
 from libtrain.settings import RecordSettings, SGDSettings
 from libtrain.streams import INIT, SUBSET, seeded, stream_seed
 from libtrain.together import check_stackable, train_together
@@ -45,7 +46,8 @@ class FZTraining:
         record: What to keep of the examples on the way.
 
     Raises:
-        InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs.
+        InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs
+            or gives examples no results of their own.
     """
 
     data: Dataset
@@ -67,11 +69,12 @@ class FZTraining:
             raise InputError(
                 f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
             )
-        few, model = self.sgd.batch_size, self._model(0).to(self.device)
+        few, model = max(self.sgd.batch_size, N_EXAMPLES), self._model(0).to(self.device)
         images, labels = (part[:few].to(self.device) for part in (self.data.images, self.data.labels))
-        draws = check_batches(model, images, labels, few, self.n_train)
+        draws = check_batches(model, images, labels, self.sgd.batch_size, self.n_train)
         if self.together > 1:
             check_stackable(model, draws)
+        check_results(model, images, labels)
 
     @property
     def n_train(self) -> int:

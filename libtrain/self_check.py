@@ -23,13 +23,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from libscores.curvature import full_precision
+from libscores.curvature import check_alone, check_model, full_precision
 from libscores.logit_scores import are_probabilities
 from libstore.errors import InputError
 from libtrain.streams import evaluating, generators, seeded
 
 N_EXAMPLES = 16
 """Examples that a check looks at."""
+_FEW = 8
+"""Examples that `check_results` looks at: with 32, it would take a ResNet-18 two seconds on one CPU thread."""
 
 # Norms of some examples' gradients (b,), a function from factors (b,) to the weighted sums of their gradients,
 # their losses (b,) and their logits (b, K).
@@ -107,6 +109,40 @@ def check_trainable(model: nn.Module, images: Tensor, labels: Tensor) -> bool:
     with _as_found(model), torch.no_grad():
         _, draws = _draw(model, images[:N_EXAMPLES], labels[:N_EXAMPLES])
     return draws
+
+
+def check_results(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Refuse a network that gives an example no result of its own in evaluation mode; no random stream is changed.
+
+    Memorization, like every other score, is of such results, so hours of training would be for nothing. A network that
+    has them but that scores cannot differentiate keeps its memorization: that is a line on stderr.
+
+    Args:
+        model: A network of this kind, built for this call: its layout is changed.
+        images: Inputs, shape (N, ...), on the device of the network; a few are looked at.
+        labels: Their classes.
+
+    Raises:
+        InputError: It mixes the examples of a batch, is random, or cannot be called with these inputs as they lie.
+    """
+    where, images, labels = type(model).__name__, images[:_FEW], labels[:_FEW]
+    with seeded(0, images.device):
+        with torch.no_grad(), evaluating(model):
+            first_logits(model, images, labels)
+        try:
+            check_alone(model, images, labels, device=images.device)
+        except FAILURES as error:
+            raise_for_cli(error)
+            if isinstance(error, ValueError):
+                raise InputError(f"{where}: {error}, so an example has no result of its own to score") from error
+            cli.warn_once(f"{where}: can be trained but not scored: {first_line(error)}")
+            return
+        try:
+            if images.is_floating_point():  # of token ids, only scoring knows where they become differentiable
+                check_model(model, images, labels, device=images.device)
+        except FAILURES as error:
+            raise_for_cli(error)
+            cli.warn_once(f"{where}: can be trained, but curvature cannot be taken of it: {error}")
 
 
 def _draw(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, bool]:

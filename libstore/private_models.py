@@ -267,13 +267,18 @@ def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[n
         Increasing epsilons (E,), increasing seeds (S,), and the values, (E, S), NaN where there is no model.
 
     Raises:
-        InputError: As `check_comparable`.
+        InputError: As `check_comparable`, or two models are of one epsilon and seed.
     """
     check_comparable(models)
     epsilons = np.unique([model.epsilon for model in models])
     seeds = np.unique([model.seed for model in models])
     table = np.full((len(epsilons), len(seeds)), np.nan)
+    seen: dict[tuple[float, int], PrivateModel] = {}
     for model, value in zip(models, values, strict=True):
+        other = seen.setdefault((model.epsilon, model.seed), model)
+        if other is not model:
+            where = f"epsilon {model.epsilon:g} and seed {model.seed}"
+            raise InputError(f"{model.folder} and {other.folder} are both of {where}; choose one with --suffix")
         table[np.searchsorted(epsilons, model.epsilon), np.searchsorted(seeds, model.seed)] = value
     return epsilons, seeds, table
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
@@ -103,6 +104,41 @@ def test_loss_against_epsilon(family: Path) -> None:
     assert rows[0]["verdict"] == ("yes" if rows[0]["high"] < 0 else "no" if rows[0]["low"] > 0 else "cannot say")
     refused = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--epsilon", 50, "--config", config)
     assert_refused(refused, "epsilons: [2.0, 50.0] there, [50.0] asked for", "--overwrite")
+
+
+def renamed(models: Path, suffix: str, seed: int, of: int) -> None:
+    """Add models of another suffix: copies of those on the subset of a seed, as if trained with a seed and suffix."""
+    for epsilon in EPSILONS:
+        folder = models / f"mnist_smallcnn_eps_{epsilon}_{suffix}"
+        shutil.copytree(models / f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{of}", folder)
+        for path in folder.glob("*.json"):
+            sidecar = json.loads(path.read_text())
+            sidecar["settings"] |= {"suffix": suffix, "seed": seed}
+            path.write_text(json.dumps(sidecar))
+
+
+def test_losses_of_two_kinds_of_models_are_kept_side_by_side(family: Path, tmp_path: Path) -> None:
+    models, line = copied(family, tmp_path, SEEDS), ("loss_v_priv.py", *CHOICE, "--config", tmp_path / "config.json")
+    for seed in (0, 1):
+        renamed(models, f"seed_{seed}", seed, of=seed)
+    names = {"mnist_smallcnn": ((), 2), "mnist_smallcnn_memorization_seed": (("--suffix", "memorization_seed_*"), 4)}
+    for _ in range(2):
+        for name, (flags, seeds) in names.items():
+            result = run_script(*line, *flags)
+            assert result.returncode == 0 and "made again" not in result.stdout, result.stderr
+            assert load_scores(tmp_path / f"score_dir/loss_v_priv/{name}.npy")[0].shape == (2, seeds)
+            assert f"{seeds} seeds" in result.stdout and f"loss_v_priv/{name}.npy and figure" in result.stdout
+            rows = json.loads((tmp_path / f"figure_dir/results_link2_loss_{name}.json").read_text())
+            assert " ".join(name.split("_", 2)) == rows[0]["about"]
+            assert (tmp_path / f"figure_dir/loss_v_priv_{name}.png").exists()
+    plt.close("all")
+    renamed(models, "other_seed_3", 3, of=0)
+    for seed in (0, 1):
+        for epsilon in EPSILONS:
+            shutil.rmtree(models / f"mnist_smallcnn_eps_{epsilon}_seed_{seed}")
+            shutil.rmtree(models / f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{seed}")
+    mixed = run_script(*line, "--suffix", "*")
+    assert_refused(mixed, "_memorization_seed_3", "_other_seed_3", "epsilon 2 and seed 3", "--suffix")
 
 
 def test_memorization_against_epsilon(family: Path) -> None:

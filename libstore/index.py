@@ -68,19 +68,20 @@ def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
     return index.astype(np.int64)
 
 
-def check_index_content(path: str | Path, content_sha256: object) -> None:
+def check_index_content(path: str | Path, content_sha256: object, remedy: str = "choose again") -> None:
     """Refuse an index whose sidecar says that it was chosen on other data; one without a sidecar says nothing.
 
     Args:
         path: The .npy file of the index, or what else names a subset.
         content_sha256: Digest of the data that it is used on.
+        remedy: What to do about it, for the message.
     """
     sidecar = Path(path).with_suffix(".json")
     if Path(path).suffix != ".npy" or not sidecar.exists():
         return
     there = read_sidecar(Path(path))["settings"].get("content_sha256")
     if there not in (None, content_sha256):
-        raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
+        raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; {remedy}")
 
 
 class Drawn(NamedTuple):

@@ -116,6 +116,11 @@ def test_an_ensemble_grows_by_runs_of_its_own_settings(ensemble: Path, tmp_path:
     assert run_script(*line, *other, "--ratio", "0.5").returncode == 0  # another ensemble, in a folder of its own
     assert run_script(*line, *other, "--overwrite").returncode == 0  # one line of many that train it anew
     assert tree(tmp_path).items() > before.items()
+    arrays = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/5/aux_arrays.json"  # as of a training on another device
+    arrays.write_text(arrays.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    for said in ("accuracy", "skipped"):
+        assert said in run_script(*line, "--start_run", "5", "--stop_run", "6", "--overwrite").stdout
+    assert tree(tmp_path).items() > before.items()
 
 
 def test_split_over_jobs_gives_the_same_bytes(ensemble: Path, tmp_path: Path) -> None:

@@ -22,13 +22,22 @@ def index_digest(index: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest()
 
 
-def read_index(subset: str, size: int) -> np.ndarray:
+def no_subset(text: str) -> str | None:
+    """Say why a text cannot be a subset as `read_index` takes it; None if it can, also if it names a file to come."""
+    number = text.removeprefix(SPREAD)
+    if text == "all" or number.isdecimal() and int(number) > 0 or text.endswith(".npy") or Path(text).is_file():
+        return None
+    return f"neither all, N, {SPREAD}N (N from 1) nor a file"
+
+
+def read_index(subset: str, size: int, flag: str = "--data_subset") -> np.ndarray:
     """Resolve a `--data_subset` or `--train_subset` to positions in torchvision's order.
 
     Args:
         subset: "all", a number N (the first N examples), "spread:N" (N at even distances through the data set, for
             data that are sorted by class) or the path of an .npy file of positions.
         size: Number of examples of the whole data set.
+        flag: What named it, for messages.
 
     Returns:
         Distinct positions, int64, shape (N,), in the order given.
@@ -42,9 +51,9 @@ def read_index(subset: str, size: int) -> np.ndarray:
     if number.isdecimal():
         count = int(number)
         if not 1 <= count <= size:
-            raise InputError(f"subset {subset}: the data set has {size} examples")
+            raise InputError(f"{flag} {subset}: the data set has {size} examples")
         return np.arange(count) if number == subset else np.arange(count) * size // count
-    return check_index(load_array(subset), size, subset)
+    return check_index(load_array(subset), size, f"{flag} {subset}")
 
 
 def subset_of(index: np.ndarray, size: int) -> str | None:

@@ -110,10 +110,14 @@ def load_study(
     """
     size = dataset_size(choice.dataset, "train", data_dir)
     index = np.sort(read_index(study.data_subset, size))
-    train_index = index if study.train_subset is None else np.sort(read_index(study.train_subset, size))
+    train_index = index
+    if study.train_subset is not None:
+        train_index = np.sort(read_index(study.train_subset, size, "--train_subset"))
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
-        raise InputError(f"{study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
+        raise InputError(
+            f"--train_subset {study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}"
+        )
     how = drawn(study.train_subset)
     planned = how.planned or len(train_index)
     if leave_out is not None:

@@ -77,14 +77,15 @@ def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
     return index.astype(np.int64)
 
 
-def check_index_content(path: str | Path, content_sha256: object, remedy: str = "choose again") -> None:
+def check_index_content(path: str | Path, content_sha256: object, remedy: str | None = None) -> None:
     """Refuse an index whose sidecar says that it was chosen on other data; one without a sidecar says nothing.
 
     Args:
         path: The .npy file of the index, or what else names a subset.
         content_sha256: Digest of the data that it is used on.
-        remedy: What to do about it, for the message.
+        remedy: What to do about it, for the message; by default, to choose again.
     """
+    remedy = remedy or "choose again, or tell data of one name apart with --dataset_name"
     sidecar = Path(path).with_suffix(".json")
     if Path(path).suffix != ".npy" or not sidecar.exists():
         return

@@ -260,6 +260,21 @@ def test_changed_code_or_data_is_not_taken_for_the_same(own: Path) -> None:
     assert "data.content_sha256" in run_script(*line).stderr
 
 
+def test_data_of_one_name_on_disk_are_told_apart_by_a_name_of_their_own(own: Path) -> None:
+    """Names differ in what file names cannot keep, such as umlauts."""
+    with np.load(own / "table.npz") as file:
+        arrays = dict(file)
+    for name, shift in (("bäume", 0), ("böume", 1)):
+        np.savez(own / f"{name}.npz", **arrays | {"train_x": arrays["train_x"] + shift})
+    network = ["--arch", f"{own}/nets.py:table", "--config", own / "config.json", "--epochs", 1]
+    for line in (["train_fz_models.py", "--stop_run", 1], ["train_dp.py", *private(own, "table")[4:], "--epsilon", 5]):
+        first, second = ([*line, *network, "--dataset", own / f"{name}.npz"] for name in ("bäume", "böume"))
+        assert run_script(*first).returncode == 0
+        assert_refused(run_script(*second), "b_ume_table", "--overwrite", "another --dataset_name than b_ume")
+        assert run_script(*second, "--dataset_name", "boeume").returncode == 0
+        assert "skipped" in run_script(*first).stdout
+
+
 def test_results_of_before_own_networks_are_still_theirs(tmp_path: Path) -> None:
     line = ("train_dp.py", "--data_subset", 60, "--batch_size", 20, "--epochs", 1, "--epsilon", 9, "--accountant",
             "rdp", "--config", write_config(tmp_path))  # fmt: skip

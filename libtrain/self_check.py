@@ -11,7 +11,7 @@ import libcli as cli
 
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -118,7 +118,8 @@ def check_results(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     has them but that scores cannot differentiate keeps its memorization: that is a line on stderr.
 
     Args:
-        model: A network of this kind, built for this call: its layout is changed.
+        model: A network of this kind, built for this call: its layout is changed, and its weights, since behind a layer
+            that starts at zero all results are alike.
         images: Inputs, shape (N, ...), on the device of the network; a few are looked at.
         labels: Their classes.
 
@@ -129,6 +130,7 @@ def check_results(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     with seeded(0, images.device):
         with torch.no_grad(), evaluating(model):
             first_logits(model, images, labels)
+        _move(parameter for parameter in model.parameters() if parameter.requires_grad)
         try:
             check_alone(model, images, labels, device=images.device)
         except FAILURES as error:
@@ -361,14 +363,18 @@ class FirstBatch:
     @contextmanager
     def _at_other_weights(self) -> Iterator[None]:
         """Add a tenth of its scale to every trainable weight, and multiply precisely."""
-        noise = torch.Generator().manual_seed(0)
         with _as_found(self.model), full_precision():
-            with torch.no_grad():
-                for parameter in self._trainable.values():
-                    scale = 0.1 * parameter.float().square().mean().sqrt()
-                    moved = torch.randn(parameter.shape, generator=noise).to(parameter)
-                    parameter.add_(moved * torch.where(scale > 0, scale, 0.05).to(parameter))
+            _move(self._trainable.values())
             yield
+
+
+@torch.no_grad()
+def _move(parameters: Iterable[nn.Parameter]) -> None:
+    noise = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        scale = 0.1 * parameter.float().square().mean().sqrt()
+        moved = torch.randn(parameter.shape, generator=noise).to(parameter)
+        parameter.add_(moved * torch.where(scale > 0, scale, 0.05).to(parameter))
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

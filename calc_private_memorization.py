@@ -49,14 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from libscores.verdicts import CONTROL, within_bound
 
     config = load_config(args.config)
-    models, dataset, arch = read_private_models(args, config)
+    data, subsets = f"--dataset {args.dataset}", "scripts/make_memorization_subsets.py"
+    generator = f"sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh {data} --arch {args.arch}"
+    lines = f"the lines of {generator}, on subsets of {subsets}"
+    models, dataset, arch = read_private_models(args, config, lines)
     root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)
     check_comparable(models)
     top_k = Path(args.top_k or root / "subsets" / dataset / "top_k.npy")
     size = dataset_size(args.dataset, "train", config.data_dir)
-    if not top_k.exists():
-        raise InputError(f"{top_k}: missing; scripts/make_memorization_subsets.py makes it")
-    check_index_content(top_k, models[0].settings["data"].get("content_sha256"))
+    if not (args.top_k or top_k.exists()):
+        raise InputError(f"{top_k}: missing; {subsets} {data} makes it, or name examples of your own with --top_k FILE")
+    remedy = f"{models[0].folder} was trained on the latter: train again, or choose again, on the same data"
+    check_index_content(top_k, models[0].settings["data"].get("content_sha256"), remedy)
     examples = np.sort(check_index(load_array(top_k), size, top_k))
     deltas = {model.settings["privacy"]["delta"] for model in models}
     groups = {epsilon: [m for m in models if m.epsilon == epsilon] for epsilon in sorted({m.epsilon for m in models})}
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             cli.warn(f"epsilon {epsilon:g}: {error}; going on without it")
     if not results:
-        raise InputError(f"{root}: no epsilon has enough models to estimate memorization")
+        raise InputError(f"{root}: no epsilon has models with and without an example; train more with {lines}")
 
     name, epsilons, delta = f"{dataset}_{arch}", np.array(list(results)), max(deltas)
     digests = {model.name: model.weights_sha256 for model in models if model.epsilon in results}

@@ -7,7 +7,8 @@ a test of it (arXiv 2402.18726, Section 5.2), scored and plotted in one run.
 
 Inputs: <private_model_dir>/<model>/aux_arrays.npz of train_dp.py. Outputs: <score_dir>/loss_v_priv/<dataset>_<arch>.npy
 (mean test loss by epsilon and seed, NaN where there is no model) with a sidecar that holds both, and in figure_dir
-loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss_<dataset>_<arch>.json. Takes seconds.
+loss_v_priv_<dataset>_<arch>.png and .pdf and results_link2_loss_<dataset>_<arch>.json. With another --suffix than the
+default all of them end in it, for example <dataset>_<arch>_memorization_seed.npy. Takes seconds.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ import numpy as np
 
 from libstore.config import load_config
 from libstore.private_models import is_private_model, tabulate
-from libstore.results import save_figure, save_results
+from libstore.results import file_name, save_figure, save_results
 from libstore.store import Output, array_bytes, exclusive, provenance
+
+SUFFIX = "seed_*"
+"""The models of Link 2; what belongs to others has their suffix in its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Collect the losses, fit, save, plot."""
     parser = cli.Parser(__doc__)
-    add_private_models(parser, suffix="seed_*")
+    add_private_models(parser, suffix=SUFFIX)
     cli.add_overwrite(parser)
     args = parser.parse_args(argv)
     from libplots.figures import loss_against_epsilon
@@ -42,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     root, score_dir = config.private_models(dataset), config.private_score_dir(dataset)
     epsilons, seeds, losses = tabulate(models, [float(np.mean(m.test_losses(), dtype=float)) for m in models])
 
-    name = f"{dataset}_{arch}"
+    about = [dataset, arch, *([] if args.suffix in (SUFFIX, "*") else [file_name(args.suffix)])]
+    name = "_".join(about)
     digests = {model.name: model.weights_sha256 for model in models}
     settings = {"epsilons": epsilons.tolist(), "seeds": seeds.tolist(), "models": digests}
     path, inputs = score_dir / "loss_v_priv" / f"{name}.npy", ("models", "epsilons", "seeds")
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = trend_rows("test loss", moves, "falls (Sec. 5.2)", falls(moves.slope))
     if fit:
         rows.append(fit_row("loss = a + b exp(-c eps)", fit))
-    save_results(config.figure_dir, "link2_loss", (dataset, arch), rows)
+    save_results(config.figure_dir, "link2_loss", about, rows)
     for epsilon, mean, row in zip(epsilons, means, losses, strict=True):
         print(f"epsilon {epsilon:g}: test loss {mean} over {np.isfinite(row).sum()} seeds")
     if fit:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from libstore.comparable import of_these_weights
 from libstore.config import load_config
 from libstore.private_models import FORMAT, private_model_name
 from libstore.store import Output, arrays_bytes, exclusive, made_before, provenance, sha256
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         state = Output(folder / "state.pt", settings | {"device": device.type}, FORMAT)
 
         def finished() -> bool:
-            return all([output.finished(overwrite=args.overwrite) for output in (weights, arrays)])
+            there = all([output.finished(overwrite=args.overwrite) for output in (weights, arrays)])
+            return there and of_these_weights(arrays.path, weights.path)
 
         trainer = None
         if not finished():  # whatever is refused is refused before the folder is touched

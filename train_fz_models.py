@@ -21,12 +21,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from libdata.datasets import check_same_content, dataset_size, load_splits
+from libdata.datasets import dataset_size, load_splits
 from libstore.config import load_config
 from libstore.errors import InputError
 from libstore.fz import run_dir
 from libstore.index import check_index_content, read_index
-from libstore.store import read_sidecar
 from libtrain.settings import EnsembleSettings, RecordSettings, SGDSettings
 
 
@@ -70,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--stop_run {args.stop_run}: leaves no run from --start_run {args.start_run} on")
     root, ratio = config.fz_models(data.name) / f"{data.name}_{network.name}", str(shared.ratio)
     replaced = {str(run) for run in range(args.start_run, args.stop_run)} if args.overwrite else set()
-    for other in sorted((root / ratio).glob("*/aux_arrays.json")):
-        if other.parent.name not in replaced:
-            check_same_content(data, read_sidecar(other)["settings"].get("data", {}), other.parent)
+    training.check_others(root / ratio, replaced, overwrite=args.overwrite)
     epochs = (args.stop_run - args.start_run) * sgd.epochs
     with cli.stop_requests() as stopping, cli.progress(epochs, f"training {root.name}", "epochs") as bar:
         for first in range(args.start_run, args.stop_run, args.together):

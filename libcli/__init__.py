@@ -41,6 +41,10 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return super()._get_help_string(action)
 
 
+def _underscored(flag: str) -> str:
+    return flag[:2] + flag[2:].replace("-", "_")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows every default and reports an error in one line."""
 
@@ -55,14 +59,19 @@ class Parser(argparse.ArgumentParser):
 
         --a-flag is read as --a_flag, however the flag is written, and so are old spellings.
         """
-        found = super().parse_args(map(self._spelled, sys.argv[1:] if args is None else args), namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        flags = {_underscored(word.split("=", 1)[0]) for word in words}
+        for before, now in self.old_spellings.items():
+            if {before, now} <= flags:
+                self.error(f"{before} is the old spelling of {now}: give one of the two")
+        found = super().parse_args(map(self._spelled, words), namespace)
         if os.environ.get("FLAGS_ONLY"):
             self.exit()
         return found
 
     def _spelled(self, word: str) -> str:
         flag, *value = word.split("=", 1)
-        name = flag[:2] + flag[2:].replace("-", "_")
+        name = _underscored(flag)
         name = self.old_spellings.get(name, name)
         is_known = flag.startswith("--") and name in self._option_string_actions
         return "=".join([name, *value]) if is_known else word

@@ -84,8 +84,12 @@ def add_private_models(parser: cli.Parser, *, suffix: str = "*") -> None:
     add_settings(parser, PrivateChoice, suffix=suffix)
 
 
-def read_private_models(args: argparse.Namespace, config: Config) -> tuple[list[PrivateModel], str, str]:
+def read_private_models(
+    args: argparse.Namespace, config: Config, made_by: str = "train_dp.py"
+) -> tuple[list[PrivateModel], str, str]:
     """Return the private models that parsed flags name, and the names of their data set and network on disk.
+
+    Where there is none, `made_by` says what trains them.
 
     Raises:
         InputError: There is none; the message lists what is there.
@@ -94,4 +98,4 @@ def read_private_models(args: argparse.Namespace, config: Config) -> tuple[list[
 
     dataset, arch = dataset_name(args.dataset, args.dataset_name), read_network(args, private=True).name
     choice = read_settings(PrivateChoice, args)
-    return find_private_models(config.private_models(dataset), dataset, arch, choice), dataset, arch
+    return find_private_models(config.private_models(dataset), dataset, arch, choice, made_by), dataset, arch

@@ -391,7 +391,8 @@ def check_same_content(data: Dataset, kept: Mapping[str, Any], where: str | Path
     if there != data.content_sha256:
         made = "without a record of its data's content" if there is None else f"on other data (SHA-256 {there[:16]}...)"
         now = f"{data.name} is {data.content_sha256[:16]}... now"
-        raise InputError(f"{where}: made {made}, {now}; put the data back, or train again with --overwrite")
+        other = "" if data.name in DATASETS else f", or give other data another --dataset_name than {data.name}"
+        raise InputError(f"{where}: made {made}, {now}; put the data back, or train again with --overwrite{other}")
 
 
 def _check_known(name: str, split: str = "train") -> None:

@@ -211,9 +211,11 @@ def _pair(part: Any, name: str, split: str) -> tuple[Any, Any]:
         raise InputError(f"{name}: of {split} it returned {kind_of(part)}, which has no length or no items")
     inputs: list[np.ndarray] = []
     labels: list[Any] = []
+    files = getattr(part, "samples", None)  # of torchvision's folders, (path, label) each
     for position in range(call(len, name, part)):
-        item = call(part.__getitem__, name, position)
         where = f"{name}: {split} example {position}"
+        file = f", {files[position][0]}" if isinstance(files, list) and len(files) > position else ""
+        item = call(part.__getitem__, where + file, position)
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise InputError(f"{where} is {kind_of(item)}, expected an input and a label")
         one = np.asarray(item[0]) if isinstance(item[0], Image.Image) else _array(item[0], where)
@@ -398,7 +400,9 @@ def _is_grey(file: Path) -> bool:
 def _open(source: IO[bytes], file: Path) -> Image.Image:
     try:
         image = Image.open(source)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise InputError(f"{file}: not an image, or a damaged one") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file}: not an image: {error}") from error
     if image.mode not in (*_GREY, *_COLOUR):
         raise InputError(f"{file}: its pixels are {image.mode}, of more than 8 bits; give such data as arrays")

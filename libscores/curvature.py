@@ -469,7 +469,8 @@ def scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.to(device).to(memory_format=_LAYOUT).eval()
+    volumes = any(tensor.dim() == 5 for tensor in chain(model.parameters(), model.buffers()))  # have no such layout
+    model.to(device).to(memory_format=torch.contiguous_format if volumes else _LAYOUT).eval()
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)

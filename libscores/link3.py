@@ -118,7 +118,7 @@ def private_memorization(in_masks: np.ndarray, values: np.ndarray, seed: int = 0
     mean, control = (_jackknifed(masks, values, clusters) for masks in (in_masks, shuffled))
     examples = memorization(zip(in_masks, values, strict=True), values.shape[1])
     if examples.n_undefined == values.shape[1]:
-        raise ValueError("no example has both a model that trained on it and one that did not; train more models")
+        raise ValueError("no example has both a model that trained on it and one that did not")
     return PrivateMemorization(examples, mean, control, len(clusters))
 
 

@@ -225,8 +225,10 @@ def check_scorable(model: nn.Module, model_name: str, images: Tensor, labels: Te
             logits = check_alone(model, images, labels, device=scoring.device, batch_size=batch_size)
             if are_probabilities(logits):
                 cli.warn_once(PROBABILITIES)
-        except ValueError as error:
-            raise InputError(f"{model_name}: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # a network may ask for views that the layout does not allow
+            raise InputError(f"{model_name}: {str(error).splitlines()[0]}") from error
 
     scoring.batches.run(check, model_name)
 

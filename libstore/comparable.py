@@ -129,6 +129,11 @@ def weights_digest(path: Path) -> str | None:
     return str(result.sidecar["sha256"]) if result else None
 
 
+def of_these_weights(arrays: Path, weights: Path) -> bool:
+    """Tell whether the arrays of a finished training are of the weights beside them; what does not say so passes."""
+    return read_sidecar(arrays).get("weights_sha256") in (None, read_sidecar(weights)["sha256"])
+
+
 def check_weights(claims: Sequence[tuple[Path, str | None]], hint: str) -> None:
     """Refuse files that belong to different weights of one model.
 

@@ -22,13 +22,22 @@ def index_digest(index: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest()
 
 
-def read_index(subset: str, size: int) -> np.ndarray:
+def no_subset(text: str) -> str | None:
+    """Say why a text cannot be a subset as `read_index` takes it; None if it can, also if it names a file to come."""
+    number = text.removeprefix(SPREAD)
+    if text == "all" or number.isdecimal() and int(number) > 0 or text.endswith(".npy") or Path(text).is_file():
+        return None
+    return f"neither all, N, {SPREAD}N (N from 1) nor a file"
+
+
+def read_index(subset: str, size: int, flag: str = "--data_subset") -> np.ndarray:
     """Resolve a `--data_subset` or `--train_subset` to positions in torchvision's order.
 
     Args:
         subset: "all", a number N (the first N examples), "spread:N" (N at even distances through the data set, for
             data that are sorted by class) or the path of an .npy file of positions.
         size: Number of examples of the whole data set.
+        flag: What named it, for messages.
 
     Returns:
         Distinct positions, int64, shape (N,), in the order given.
@@ -42,9 +51,9 @@ def read_index(subset: str, size: int) -> np.ndarray:
     if number.isdecimal():
         count = int(number)
         if not 1 <= count <= size:
-            raise InputError(f"subset {subset}: the data set has {size} examples")
+            raise InputError(f"{flag} {subset}: the data set has {size} examples")
         return np.arange(count) if number == subset else np.arange(count) * size // count
-    return check_index(load_array(subset), size, subset)
+    return check_index(load_array(subset), size, f"{flag} {subset}")
 
 
 def subset_of(index: np.ndarray, size: int) -> str | None:
@@ -68,19 +77,21 @@ def check_index(index: np.ndarray, size: int, source: str | Path) -> np.ndarray:
     return index.astype(np.int64)
 
 
-def check_index_content(path: str | Path, content_sha256: object) -> None:
+def check_index_content(path: str | Path, content_sha256: object, remedy: str | None = None) -> None:
     """Refuse an index whose sidecar says that it was chosen on other data; one without a sidecar says nothing.
 
     Args:
         path: The .npy file of the index, or what else names a subset.
         content_sha256: Digest of the data that it is used on.
+        remedy: What to do about it, for the message; by default, to choose again.
     """
+    remedy = remedy or "choose again, or tell data of one name apart with --dataset_name"
     sidecar = Path(path).with_suffix(".json")
     if Path(path).suffix != ".npy" or not sidecar.exists():
         return
     there = read_sidecar(Path(path))["settings"].get("content_sha256")
     if there not in (None, content_sha256):
-        raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; choose again")
+        raise InputError(f"{path}: chosen on data with content_sha256 {there}, not {content_sha256}; {remedy}")
 
 
 class Drawn(NamedTuple):

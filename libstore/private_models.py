@@ -165,7 +165,9 @@ class PrivateChoice(Settings):
     suffix: str = setting("*", "end of the models' names, * for any seed, such as 'seed_*'")
 
 
-def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoice) -> list[PrivateModel]:
+def find_private_models(
+    root: Path, dataset: str, arch: str, choice: PrivateChoice, made_by: str = "train_dp.py"
+) -> list[PrivateModel]:
     """List the finished private models of a data set and network that a choice names, by epsilon and seed.
 
     An epsilon without models is said on stderr and left out; so is a folder that `open_private_model` does not take.
@@ -175,6 +177,7 @@ def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoi
         dataset: Name of the data set on disk.
         arch: Name of the network on disk.
         choice: Which of them.
+        made_by: What trains such models, for the message.
 
     Raises:
         InputError: There is none; the message lists what is there.
@@ -202,7 +205,7 @@ def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoi
         kind += [f"seed {' or '.join(map(str, choice.seed))}"] if choice.seed else []
         what = f"{dataset} and {arch} with {', '.join(kind)}"
         also = f" ({len(left_out)} left out, the first: {left_out[0]})" if left_out else ""
-        raise InputError(f"{root}: no private model of {what}; train it with train_dp.py{also}{_listed(others)}")
+        raise InputError(f"{root}: no private model of {what}; train it with {made_by}{also}{_listed(others)}")
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     models.sort(key=lambda model: (model.epsilon, model.seed))
@@ -211,13 +214,19 @@ def find_private_models(root: Path, dataset: str, arch: str, choice: PrivateChoi
     return models
 
 
-def _listed(models: Sequence[PrivateModel]) -> str:
-    """Say of what kinds models are, each with the flags that name it."""
+def _kinds(models: Sequence[PrivateModel]) -> Counter[tuple[str, str, str]]:
+    """Count models by data set, network and suffix, with * for a number at its end."""
     kinds: Counter[tuple[str, str, str]] = Counter()
     for model in models:
         suffix = re.sub(r"\d+$", "*", model.settings["suffix"])
         kinds[model.settings["data"]["dataset"], model.settings["model"]["arch"], suffix] += 1
-    flags = [f"{n} by --dataset {d} --arch {a} --suffix '{s}'" for (d, a, s), n in sorted(kinds.items())]
+    return kinds
+
+
+def _listed(models: Sequence[PrivateModel]) -> str:
+    """Say of what kinds models are, each with the flags that name it."""
+    kinds = sorted(_kinds(models).items())
+    flags = [f"{n} by --dataset {d} --arch {a} --suffix '{s}'" for (d, a, s), n in kinds]
     return f"; there are: {', '.join(flags)}" if flags else ""
 
 
@@ -229,7 +238,8 @@ def check_comparable(models: Sequence[PrivateModel]) -> None:
             were trained on.
     """
     checkpoints = [Kept(model.folder, model.sidecar) for model in models]
-    check_alike(checkpoints, PRIVATE_MODELS, f"; choose models of one kind with --suffix{_listed(models)}")
+    by = "--suffix" if len(_kinds(models)) > 1 else "--seed and --epsilon, or train again with --overwrite"
+    check_alike(checkpoints, PRIVATE_MODELS, f"; choose models of one kind with {by}{_listed(models)}")
     seen: dict[tuple[object, ...], PrivateModel] = {}
     for model in models:
         run = (model.epsilon, model.seed, flatten(model.settings).get("train_on.index_sha256"))
@@ -267,13 +277,18 @@ def tabulate(models: Sequence[PrivateModel], values: Sequence[float]) -> tuple[n
         Increasing epsilons (E,), increasing seeds (S,), and the values, (E, S), NaN where there is no model.
 
     Raises:
-        InputError: As `check_comparable`.
+        InputError: As `check_comparable`, or two models are of one epsilon and seed.
     """
     check_comparable(models)
     epsilons = np.unique([model.epsilon for model in models])
     seeds = np.unique([model.seed for model in models])
     table = np.full((len(epsilons), len(seeds)), np.nan)
+    seen: dict[tuple[float, int], PrivateModel] = {}
     for model, value in zip(models, values, strict=True):
+        other = seen.setdefault((model.epsilon, model.seed), model)
+        if other is not model:
+            where = f"epsilon {model.epsilon:g} and seed {model.seed}"
+            raise InputError(f"{model.folder} and {other.folder} are both of {where}; choose one with --suffix")
         table[np.searchsorted(epsilons, model.epsilon), np.searchsorted(seeds, model.seed)] = value
     return epsilons, seeds, table
 
@@ -295,7 +310,10 @@ def memberships(models: Sequence[PrivateModel], examples: np.ndarray) -> tuple[n
     for model in models:
         mask, value = model.arrays().on(examples, "prob")
         if np.isnan(value).any():
-            raise InputError(f"{model.folder}: has no example {examples[np.isnan(value)][0]}; see --data_subset")
+            raise InputError(
+                f"{model.folder}: example {examples[np.isnan(value)][0]} is not in the --data_subset of its training; "
+                "train on one that holds all these examples, or choose others with --top_k FILE"
+            )
         masks.append(mask)
         values.append(value)
     return np.stack(masks), np.stack(values)

@@ -284,7 +284,9 @@ class Output:
             return False
         if differences(kept, wanted, self.inputs) or not self._grown(kept["settings"], is_there):
             told = tell(found, "{key}: {one} there, {other} asked for")
-            raise InputError(f"{self.path}: made with other settings ({told}); --overwrite replaces it")
+            raise InputError(
+                f"{self.path}: made with other settings ({told}); --overwrite replaces it{self._other(found)}"
+            )
         if other_format and not self.inputs:
             raise InputError(
                 f"{self.path}: made in format {kept.get('format', 1)}, its numbers mean something else in format "
@@ -292,6 +294,14 @@ class Output:
             )
         print(f"{self.path}: made again, {self._news(kept['settings'])}", flush=True)
         return False
+
+    def _other(self, found: Sequence[Difference]) -> str:
+        """Say what keeps results of two data sets of one name apart, where it is their content that differs."""
+        flat = flatten(self.settings)
+        name = json.loads(flat.get("data.dataset") or flat.get("dataset", "null"))
+        named = name and any(f"{name}_" in part for part in self.path.parts[-2:])
+        content = any(difference.key.endswith("content_sha256") for difference in found)
+        return f", and another --dataset_name than {name} keeps both" if named and content else ""
 
     def _grown(self, kept: Mapping[str, Any], is_there: Callable[[str], bool]) -> bool:
         before, now = (_by_name(settings, self.inputs) for settings in (kept, self.settings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,39 @@ import numpy as np
 import torch
 from torch import nn
 
-from libdata.datasets import Dataset
+from libdata.datasets import Dataset, check_same_content
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
 from libstore import trajectories
+from libstore.comparable import RUNS, of_these_weights
 from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
-from libstore.store import Output, arrays_bytes, exclusive, file_sha256, made_before, provenance, read_sidecar, sha256
+from libstore.store import (
+    Output,
+    arrays_bytes,
+    differences,
+    exclusive,
+    file_sha256,
+    made_before,
+    provenance,
+    read_sidecar,
+    sha256,
+    tell,
+)
 from libtrain.recording import Recorder, check_recordable
+from libtrain.self_check import N_EXAMPLES, check_results
 from libtrain.settings import RecordSettings, SGDSettings
 from libtrain.streams import INIT, SUBSET, seeded, stream_seed
 from libtrain.together import check_stackable, train_together
 from libtrain.training import check_batches, run_arrays, train_sgd
 from libtrain.unfinished import Unfinished
+
+
+def _finished(pair: tuple[Output, Output], *, overwrite: bool) -> bool:
+    """Tell whether the weights of a run and its arrays are there, of one training."""
+    weights, arrays = pair
+    there = all([one.finished(overwrite=overwrite) for one in pair])
+    return there and of_these_weights(arrays.path, weights.path)
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,8 @@ class FZTraining:
         record: What to keep of the examples on the way.
 
     Raises:
-        InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs.
+        InputError: Nothing would be left to train on or to remove, or the network cannot be trained on such inputs
+            or gives examples no results of their own.
     """
 
     data: Dataset
@@ -67,11 +88,36 @@ class FZTraining:
             raise InputError(
                 f"--ratio {self.ratio} of {len(self.data)} examples leaves nothing to train on or to remove"
             )
-        few, model = self.sgd.batch_size, self._model(0).to(self.device)
+        few, model = max(self.sgd.batch_size, N_EXAMPLES), self._model(0).to(self.device)
         images, labels = (part[:few].to(self.device) for part in (self.data.images, self.data.labels))
-        draws = check_batches(model, images, labels, few, self.n_train)
+        draws = check_batches(model, images, labels, self.sgd.batch_size, self.n_train)
         if self.together > 1:
             check_stackable(model, draws)
+        check_results(model, images, labels)
+
+    def check_others(self, folder: Path, replaced: Collection[str] = (), *, overwrite: bool = False) -> None:
+        """Refuse to add to an ensemble of other data or settings: all its runs are averaged, so none may differ.
+
+        Args:
+            folder: <root>/<ratio>, which need not be there.
+            replaced: Names of the runs in it that are about to be replaced.
+            overwrite: Other settings will do, as where the lines of a job file train an ensemble anew.
+
+        Raises:
+            InputError: A run is of other data, or its settings differ in more than run and seed.
+        """
+        for path in sorted(folder.glob("*/aux_arrays.json")):
+            if path.parent.name in replaced:
+                continue
+            there = read_sidecar(path)
+            check_same_content(self.data, there["settings"].get("data", {}), path.parent)
+            found = [] if overwrite else differences(there, {"settings": self._settings(), "format": FORMAT}, RUNS)
+            if found:
+                told = tell(found, "{key}: {one} there, {other} asked for")
+                raise InputError(
+                    f"{path.parent}: made with other settings ({told}), so these runs would not make one ensemble; "
+                    f"move {folder} away, or --overwrite all its runs"
+                )
 
     @property
     def n_train(self) -> int:
@@ -109,7 +155,7 @@ class FZTraining:
         settings = trajectory.settings if trajectory else weights.settings
         state = Output(folder / "checkpoints" / "state.pt", settings, FORMAT)
         with exclusive(folder), exclusive(state.path.parent):
-            there = all([one.finished(overwrite=overwrite) for one in (weights, arrays)])
+            there = _finished((weights, arrays), overwrite=overwrite)
             if there and (trajectory is None or trajectory.finished(overwrite=overwrite)):
                 state.remove()
                 return None
@@ -155,7 +201,7 @@ class FZTraining:
             for folder in folders:
                 locks.enter_context(exclusive(folder))
                 locks.enter_context(exclusive(folder / "checkpoints"))
-            there = [all([one.finished(overwrite=overwrite) for one in pair]) for pair in outputs]
+            there = [_finished(pair, overwrite=overwrite) for pair in outputs]
             if all(there) or overwrite:
                 state.remove()
             if all(there):
@@ -181,9 +227,13 @@ class FZTraining:
             state.remove()
         return found
 
+    def _settings(self) -> dict[str, Any]:
+        """Return what the runs of the ensemble share."""
+        settings = {"ratio": self.ratio, "sgd": self.sgd.as_dict()}
+        return settings | {"data": self.data.identity(), "model": self.spec.describe()}
+
     def _outputs(self, run: int, folder: Path) -> tuple[Output, Output]:
-        settings = {"seed": self.seed, "run": run, "ratio": self.ratio, "sgd": self.sgd.as_dict()}
-        settings |= {"data": self.data.identity(), "model": self.spec.describe()}
+        settings = {**self._settings(), "seed": self.seed, "run": run}
         paths = folder / "checkpoints" / "model.pt", folder / "aux_arrays.npz"
         weights, arrays = (Output(path, settings, FORMAT) for path in paths)
         return weights, arrays

@@ -25,6 +25,7 @@ from libstore.errors import InputError
 from libstore.index import check_index_content, drawn, index_digest, read_index
 from libstore.remembered import remembered
 from libtrain.dp_training import DPTrainer, Step, seeded_model
+from libtrain.self_check import check_results
 from libtrain.settings import DPSettings, PrivacyPlan, StudySettings
 
 FORMAT = 1
@@ -73,12 +74,15 @@ class Study:
         """Return the training at its first step.
 
         Raises:
-            InputError: The network is not for private training, or the test split cannot be read.
+            InputError: The network is not for private training, gives examples no results of their own, or the test
+                split cannot be read.
         """
         _ = self.test
         model = seeded_model(self.spec, settings.stream("init")).to(device)
         images, labels = self.data.images.to(device), self.data.labels.to(device)
-        return DPTrainer(model, images, labels, settings, plan, torch.from_numpy(self.rows))
+        trainer = DPTrainer(model, images, labels, settings, plan, torch.from_numpy(self.rows))
+        check_results(seeded_model(self.spec, settings.stream("init")).to(device), images, labels)
+        return trainer
 
 
 def load_study(
@@ -106,10 +110,14 @@ def load_study(
     """
     size = dataset_size(choice.dataset, "train", data_dir)
     index = np.sort(read_index(study.data_subset, size))
-    train_index = index if study.train_subset is None else np.sort(read_index(study.train_subset, size))
+    train_index = index
+    if study.train_subset is not None:
+        train_index = np.sort(read_index(study.train_subset, size, "--train_subset"))
     outside = train_index[~np.isin(train_index, index)]
     if outside.size:
-        raise InputError(f"{study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}")
+        raise InputError(
+            f"--train_subset {study.train_subset}: example {outside[0]} is not in --data_subset {study.data_subset}"
+        )
     how = drawn(study.train_subset)
     planned = how.planned or len(train_index)
     if leave_out is not None:

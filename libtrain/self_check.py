@@ -11,7 +11,7 @@ import libcli as cli
 
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -23,13 +23,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from libscores.curvature import full_precision
+from libscores.curvature import check_alone, check_model, full_precision
 from libscores.logit_scores import are_probabilities
 from libstore.errors import InputError
 from libtrain.streams import evaluating, generators, seeded
 
 N_EXAMPLES = 16
 """Examples that a check looks at."""
+_FEW = 8
+"""Examples that `check_results` looks at: with 32, it would take a ResNet-18 two seconds on one CPU thread."""
 
 # Norms of some examples' gradients (b,), a function from factors (b,) to the weighted sums of their gradients,
 # their losses (b,) and their logits (b, K).
@@ -107,6 +109,42 @@ def check_trainable(model: nn.Module, images: Tensor, labels: Tensor) -> bool:
     with _as_found(model), torch.no_grad():
         _, draws = _draw(model, images[:N_EXAMPLES], labels[:N_EXAMPLES])
     return draws
+
+
+def check_results(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Refuse a network that gives an example no result of its own in evaluation mode; no random stream is changed.
+
+    Memorization, like every other score, is of such results, so hours of training would be for nothing. A network that
+    has them but that scores cannot differentiate keeps its memorization: that is a line on stderr.
+
+    Args:
+        model: A network of this kind, built for this call: its layout is changed, and its weights, since behind a layer
+            that starts at zero all results are alike.
+        images: Inputs, shape (N, ...), on the device of the network; a few are looked at.
+        labels: Their classes.
+
+    Raises:
+        InputError: It mixes the examples of a batch, is random, or cannot be called with these inputs as they lie.
+    """
+    where, images, labels = type(model).__name__, images[:_FEW], labels[:_FEW]
+    with seeded(0, images.device):
+        with torch.no_grad(), evaluating(model):
+            first_logits(model, images, labels)
+        _move(parameter for parameter in model.parameters() if parameter.requires_grad)
+        try:
+            check_alone(model, images, labels, device=images.device)
+        except FAILURES as error:
+            raise_for_cli(error)
+            if isinstance(error, ValueError):
+                raise InputError(f"{where}: {error}, so an example has no result of its own to score") from error
+            cli.warn_once(f"{where}: can be trained but not scored: {first_line(error)}")
+            return
+        try:
+            if images.is_floating_point():  # of token ids, only scoring knows where they become differentiable
+                check_model(model, images, labels, device=images.device)
+        except FAILURES as error:
+            raise_for_cli(error)
+            cli.warn_once(f"{where}: can be trained, but curvature cannot be taken of it: {error}")
 
 
 def _draw(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
@@ -325,14 +363,18 @@ class FirstBatch:
     @contextmanager
     def _at_other_weights(self) -> Iterator[None]:
         """Add a tenth of its scale to every trainable weight, and multiply precisely."""
-        noise = torch.Generator().manual_seed(0)
         with _as_found(self.model), full_precision():
-            with torch.no_grad():
-                for parameter in self._trainable.values():
-                    scale = 0.1 * parameter.float().square().mean().sqrt()
-                    moved = torch.randn(parameter.shape, generator=noise).to(parameter)
-                    parameter.add_(moved * torch.where(scale > 0, scale, 0.05).to(parameter))
+            _move(self._trainable.values())
             yield
+
+
+@torch.no_grad()
+def _move(parameters: Iterable[nn.Parameter]) -> None:
+    noise = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        scale = 0.1 * parameter.float().square().mean().sqrt()
+        moved = torch.randn(parameter.shape, generator=noise).to(parameter)
+        parameter.add_(moved * torch.where(scale > 0, scale, 0.05).to(parameter))
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

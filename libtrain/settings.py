@@ -8,6 +8,7 @@ from typing import Any
 from libdata.choice import NORMALIZATIONS
 from libscores.accounting import ACCOUNTANTS
 from libstore.errors import InputError
+from libstore.index import no_subset
 from libstore.settings import REQUIRED, Settings, setting
 
 OPTIMIZERS = ("rmsprop", "sgd", "adam")
@@ -40,7 +41,7 @@ SUBSET_TEXT = "examples of the study: all, the first N, spread:N (N at even dist
 class EnsembleSettings(Settings):
     """What the runs of an ensemble share."""
 
-    data_subset: str = setting("all", SUBSET_TEXT, before="subset")
+    data_subset: str = setting("all", SUBSET_TEXT, check=no_subset, before="subset")
     normalization: str = setting("unit", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
     ratio: float = setting(0.7, "share of the examples each run trains on", above=0, below=1)
     seed: int = setting(0, "seed of the whole ensemble", at_least=0)
@@ -77,10 +78,11 @@ class StudySettings(Settings):
     """Which examples a private training is about, and which of them it sees."""
 
     normalization: str = setting("standard", _NORMALIZATION_TEXT, choices=NORMALIZATIONS)
-    data_subset: str = setting("all", SUBSET_TEXT)
+    data_subset: str = setting("all", SUBSET_TEXT, check=no_subset)
     train_subset: str | None = setting(
-        None, ".npy index of the examples to train on, among those of the study (default: all of them)", before="subset"
-    )
+        None, ".npy index of the examples to train on, among those of the study (default: all of them)",
+        check=no_subset, before="subset",
+    )  # fmt: skip
     allow_large_delta: bool = setting(False, "accept a delta of 1/N or more, N the training examples")
 
 

@@ -43,8 +43,21 @@ for one in $dataset; do
     check_line "python $script --dataset $(quoted "$one") --arch $(quoted "$arch") --epsilon $(word $epsilons) --seed $(word $seeds)$flags"
     [ "$dataset" != "$papers" ] || break
 done
+# tell_missing DATA: say on stderr which of the seeds' subsets are not there yet; paths count from the top.
+tell_missing() {
+    missing=0 all=0 at=$(dirname -- "$script_file")/../$subsets
+    case $subsets in /*) at=$subsets ;; esac
+    for seed in $seeds; do
+        all=$((all + 1))
+        [ -f "$at/subset_$seed.npy" ] || missing=$((missing + 1))
+    done
+    [ "$missing" = 0 ] || say "$missing of $all subsets are missing in $subsets, so their lines cannot run yet:" \
+        "python scripts/make_memorization_subsets.py --dataset $(quoted "$1")$names makes them" >&2
+}
+
 for one in $dataset; do
     known "$one"
+    [ -z "${on_subsets:-}" ] || tell_missing "$one"
     kind="--dataset $(quoted "$one") --arch $(quoted "$arch")"
     for seed in $seeds; do
         subset='' end_of_name=$(echo "$suffix" | sed "s/\*/$seed/g")

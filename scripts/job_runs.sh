@@ -41,6 +41,9 @@ begin() {
     rm -f "$run"/.jobs.* # of runners that were killed
 }
 
+# was_stopped STATUS: whether TERM or Ctrl-C ended a line with this exit status; run again, it goes on where it was.
+was_stopped() { [ "$1" = 143 ] || [ "$1" = 130 ]; }
+
 # survey: set $total, $finished and the line numbers $todo.
 survey() {
     total=0 finished=0 todo=''

@@ -41,7 +41,9 @@ status=$?
 }
 last=$(tail -n 3 "$log" | grep -vx Terminated | tail -n 1 | cut -c 1-300) # that word is the shell's
 if [ "$status" != 0 ]; then
-    say " $([ -z "$stopped" ] && echo FAILED || echo stopped) with status $status, see $log: $last" >&2
+    how=FAILED
+    if [ -n "$stopped" ] || was_stopped "$status"; then how='stopped'; fi
+    say " $how with status $status, see $log: $last" >&2
     exit 1
 fi
 [ -n "${RUN_BEGAN:-}" ] || exit 0

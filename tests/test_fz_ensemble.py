@@ -98,6 +98,31 @@ def test_a_second_run_skips_and_other_settings_are_refused(ensemble: Path) -> No
     assert tree(ensemble) == before
 
 
+def test_an_ensemble_grows_by_runs_of_its_own_settings(ensemble: Path, tmp_path: Path) -> None:
+    """Runs are averaged: they may differ in number and seed; other examples, epochs or a network would not belong."""
+    shutil.copytree(ensemble / "fz_model_dir/mnist_smallcnn/0.7/5", tmp_path / "fz_model_dir/mnist_smallcnn/0.7/5")
+    line = ("train_fz_models.py", *TRAIN_FLAGS, "--config", write_config(tmp_path), "--stop_run", "8")
+    before, started = tree(tmp_path), ("--start_run", "6")
+    for flags, told in (
+        (("--epochs", "1"), "sgd.epochs: 8 there, 1 asked for"),
+        (("--data_subset", "150"), "data.n_examples: 200 there, 150 asked for"),
+        (("--activation", "relu"), 'model.options.activation: "tanh" there, "relu" asked for'),
+    ):
+        assert_refused(run_script(*line, *started, *flags), "smallcnn/0.7/5: ", told, "--overwrite")
+        assert_refused(run_script(*line, *flags), "smallcnn/0.7/5: ", told)  # before runs 0 to 4 are trained
+    assert tree(tmp_path) == before
+    assert run_script(*line, *started, "--seed", "3", "--stop_run", "7").returncode == 0
+    other = ("--start_run", "7", "--epochs", "1")
+    assert run_script(*line, *other, "--ratio", "0.5").returncode == 0  # another ensemble, in a folder of its own
+    assert run_script(*line, *other, "--overwrite").returncode == 0  # one line of many that train it anew
+    assert tree(tmp_path).items() > before.items()
+    arrays = tmp_path / "fz_model_dir/mnist_smallcnn/0.7/5/aux_arrays.json"  # as of a training on another device
+    arrays.write_text(arrays.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    for said in ("accuracy", "skipped"):
+        assert said in run_script(*line, "--start_run", "5", "--stop_run", "6", "--overwrite").stdout
+    assert tree(tmp_path).items() > before.items()
+
+
 def test_split_over_jobs_gives_the_same_bytes(ensemble: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     for start, stop in ((4, 6), (0, 4)):
@@ -141,6 +166,9 @@ def test_diverging_training_is_stopped_and_named(tmp_path: Path) -> None:
         (["--data_subset", "60001"], ["60001", "60000"]),
         (["--start_run", "3", "--stop_run", "3"], ["--stop_run 3", "--start_run 3"]),
         (["--data_subset", "no.npy"], ["no.npy"]),
+        (["--data_subset", "-5"], ["--data_subset: -5", "spread:N"]),
+        (["--data_subset", "spread:0"], ["--data_subset: spread:0", "N from 1"]),
+        (["--data-subset=200", "--subset", "300"], ["--subset", "old spelling of --data_subset"]),
         (["--device", "cuda:7"], ["cuda:7", "not available"]),
         (["--device", "abacus"], ["abacus", "not available"]),
         (["--norm", "group"], ["--norm group", "smallcnn"]),

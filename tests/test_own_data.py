@@ -268,7 +268,8 @@ def test_class_folders_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytes
     refuse(lambda f: shutil.rmtree(f / "test"), "x/test: no such folder; .*val")
     refuse(lambda f: (f / "test/dog").mkdir(), "test/dog: a class that .*train does not have")
     refuse(lambda f: (f / "train/dog").mkdir(), "train/dog: holds no images")
-    refuse(lambda f: (f / "train/owl/2.png").write_bytes(b"text"), "owl/2.png: not an image")
+    refuse(lambda f: (f / "train/owl/2.png").write_bytes(b"text"), "owl/2.png: not an image, or a damaged one$")
+    refuse(lambda f: (f / "train/owl/1.jpg").write_bytes(b"\xff\xd8\xff"), "owl/1.jpg: not an image")
     refuse(
         lambda f: (f / "train/owl/1.jpg").write_bytes((f / "train/owl/1.jpg").read_bytes()[:-20]),
         "owl/1.jpg: the image",
@@ -306,6 +307,10 @@ class Images(Dataset):
         from PIL import Image
         return Image.fromarray(self.x[i, 0]), int(self.y[i])
 def pil(): return Images(*train), Images(*test)
+class Folder(Images):
+    samples = [("cat/7.jpg", 0)]
+    def __getitem__(self, i): raise OSError("image file is truncated")
+def broken(): return Folder(*train), Images(*test)
 class Holder:
     @staticmethod
     def inside(): return four()
@@ -378,6 +383,7 @@ def test_a_function_is_called_once_and_an_edited_file_is_read_again(module: Path
         ("data_of_mine:fails", r"it raised KeyError: 'what\\na mess'"),
         ("data_of_mine:leaves", "it raised SystemExit: no data here"),
         ("data_of_mine:needs", "it raised TypeError: needs.. missing 1 required"),
+        ("data_of_mine:broken", "train example 0, cat/7.jpg: it raised OSError: image file is truncated"),
         ("data_of_mine:ragged", "train_x is no array"),
         ("data_of_mine:mixed", r"train example 7 has shape \(1, 5, 6\)|train example 7 has shape"),
         ("data_of_mine:stream", "Endless, which has no length"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from libcli import warn_once
+
 import json
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DATA, ROOT, run_script, tree, write_config
+from conftest import DATA, ROOT, assert_refused, run_script, tree, write_config
 
 from libdata.choice import DataChoice
 from libdata.datasets import DATASETS
@@ -22,6 +24,7 @@ from libtrain.private_study import load_study
 from libtrain.settings import DPSettings, EnsembleSettings, SGDSettings, StudySettings
 
 NETS = """
+import torch
 from torch import nn
 
 def table(num_classes, in_channels, width=8):
@@ -32,6 +35,20 @@ def normed(num_classes, in_channels):
 
 def words(num_classes, in_channels):
     return nn.Sequential(nn.Embedding(20, 3), nn.Flatten(), nn.Tanh(), nn.Linear(3 * in_channels, num_classes))
+
+class Results(nn.Module):
+    def __init__(self, num_classes, in_channels, kind="own"):
+        super().__init__()
+        self.out, self.kind = nn.Linear(in_channels, num_classes), kind
+        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)  # as many do: mixing does not show at the start
+
+    def forward(self, x):
+        z = self.out(x)
+        if self.training or self.kind == "own":
+            return z
+        if self.kind == "mixes":
+            return z - z.mean(0)
+        return z + torch.randn_like(z) if self.kind == "random" else z.bfloat16().float()
 
 def wrong(num_classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes + 1))
@@ -185,6 +202,27 @@ def test_refused_in_a_line_before_anything_is_written(own: Path, name: str) -> N
     assert tree(own) == before
 
 
+@pytest.mark.parametrize("kind", ["own", "mixes", "random", "coarse"])
+def test_results_that_are_no_examples_own_are_told_before_training(own: Path, kind: str) -> None:
+    """Memorization is of an example's own result: none, no training. Without curvature alone, a line."""
+    net = ["--arch", f"{own}/nets.py:Results", "--arch_options", f"kind={kind}"]
+    flags, ensemble = private(own, "table"), ["--dataset", own / "table.npz", "--config", own / "config.json"]
+    warn_once.cache_clear()
+    for line in (
+        ["train_fz_models.py", *ensemble, "--stop_run", 1, "--epochs", 1],
+        ["train_dp.py", *flags, "--epsilon", 5],
+        ["sensitivity/compute_sensitivity.py", *flags, "--points", 5],
+    ):
+        before, result = tree(own), run_script(*line, *net)
+        if kind in ("mixes", "random"):
+            assert_refused(result, "Results", kind, "evaluation mode", "no result of its own")
+            assert tree(own) == before
+        else:
+            assert result.returncode == 0, result.stderr
+            assert result.stderr.count("curvature cannot be taken") == (kind == "coarse")
+            break
+
+
 def test_a_refused_network_removes_no_unfinished_state(own: Path) -> None:
     line = ("train_dp.py", *private(own, "table"), "--epsilon", 5, "--overwrite")
     folder = own / "private_model_dir" / "table_table_eps_5_seed_0"
@@ -221,6 +259,21 @@ def test_changed_code_or_data_is_not_taken_for_the_same(own: Path) -> None:
         arrays = dict(file)
     np.savez(own / "table.npz", **arrays | {"test_x": arrays["test_x"] + 1})
     assert "data.content_sha256" in run_script(*line).stderr
+
+
+def test_data_of_one_name_on_disk_are_told_apart_by_a_name_of_their_own(own: Path) -> None:
+    """Names differ in what file names cannot keep, such as umlauts."""
+    with np.load(own / "table.npz") as file:
+        arrays = dict(file)
+    for name, shift in (("bäume", 0), ("böume", 1)):
+        np.savez(own / f"{name}.npz", **arrays | {"train_x": arrays["train_x"] + shift})
+    network = ["--arch", f"{own}/nets.py:table", "--config", own / "config.json", "--epochs", 1]
+    for line in (["train_fz_models.py", "--stop_run", 1], ["train_dp.py", *private(own, "table")[4:], "--epsilon", 5]):
+        first, second = ([*line, *network, "--dataset", own / f"{name}.npz"] for name in ("bäume", "böume"))
+        assert run_script(*first).returncode == 0
+        assert_refused(run_script(*second), "b_ume_table", "--overwrite", "another --dataset_name than b_ume")
+        assert run_script(*second, "--dataset_name", "boeume").returncode == 0
+        assert "skipped" in run_script(*first).stdout
 
 
 def test_results_of_before_own_networks_are_still_theirs(tmp_path: Path) -> None:

@@ -43,7 +43,11 @@ def papers_config(tmp_path: Path) -> Path:
         ("calc_curv_fz_models.py", (), ("cifar100_small_inception/0.7", "train_fz_models.py")),
         ("calc_curv_fz_imagenet_models.py", ("--start_idx", 0, "--stop_idx", 100), ("imagenet_index.npz",)),
         ("loss_v_priv.py", (), ("cifar100", "resnet18", "seed_*", "train_dp.py")),
-        ("calc_private_memorization.py", (), ("cifar100", "resnet18", "memorization_seed_*", "train_dp.py")),
+        (
+            "calc_private_memorization.py",
+            (),
+            ("memorization_seed_*", "dp_train_jobs.sh --dataset cifar100 --arch resnet18"),
+        ),
         ("calc_curv_private_models.py", (), ("cifar100", "resnet18", "train_dp.py")),
         ("sensitivity/compo_res/rank.py", (), ("compo_res_all_totals.csv", "renyi_per_instance_sum_compo.py")),
     ],

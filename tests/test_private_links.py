@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
@@ -103,6 +104,41 @@ def test_loss_against_epsilon(family: Path) -> None:
     assert rows[0]["verdict"] == ("yes" if rows[0]["high"] < 0 else "no" if rows[0]["low"] > 0 else "cannot say")
     refused = run_script("loss_v_priv.py", *CHOICE, "--suffix", "*", "--epsilon", 50, "--config", config)
     assert_refused(refused, "epsilons: [2.0, 50.0] there, [50.0] asked for", "--overwrite")
+
+
+def renamed(models: Path, suffix: str, seed: int, of: int) -> None:
+    """Add models of another suffix: copies of those on the subset of a seed, as if trained with a seed and suffix."""
+    for epsilon in EPSILONS:
+        folder = models / f"mnist_smallcnn_eps_{epsilon}_{suffix}"
+        shutil.copytree(models / f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{of}", folder)
+        for path in folder.glob("*.json"):
+            sidecar = json.loads(path.read_text())
+            sidecar["settings"] |= {"suffix": suffix, "seed": seed}
+            path.write_text(json.dumps(sidecar))
+
+
+def test_losses_of_two_kinds_of_models_are_kept_side_by_side(family: Path, tmp_path: Path) -> None:
+    models, line = copied(family, tmp_path, SEEDS), ("loss_v_priv.py", *CHOICE, "--config", tmp_path / "config.json")
+    for seed in (0, 1):
+        renamed(models, f"seed_{seed}", seed, of=seed)
+    names = {"mnist_smallcnn": ((), 2), "mnist_smallcnn_memorization_seed": (("--suffix", "memorization_seed_*"), 4)}
+    for _ in range(2):
+        for name, (flags, seeds) in names.items():
+            result = run_script(*line, *flags)
+            assert result.returncode == 0 and "made again" not in result.stdout, result.stderr
+            assert load_scores(tmp_path / f"score_dir/loss_v_priv/{name}.npy")[0].shape == (2, seeds)
+            assert f"{seeds} seeds" in result.stdout and f"loss_v_priv/{name}.npy and figure" in result.stdout
+            rows = json.loads((tmp_path / f"figure_dir/results_link2_loss_{name}.json").read_text())
+            assert " ".join(name.split("_", 2)) == rows[0]["about"]
+            assert (tmp_path / f"figure_dir/loss_v_priv_{name}.png").exists()
+    plt.close("all")
+    renamed(models, "other_seed_3", 3, of=0)
+    for seed in (0, 1):
+        for epsilon in EPSILONS:
+            shutil.rmtree(models / f"mnist_smallcnn_eps_{epsilon}_seed_{seed}")
+            shutil.rmtree(models / f"mnist_smallcnn_eps_{epsilon}_memorization_seed_{seed}")
+    mixed = run_script(*line, "--suffix", "*")
+    assert_refused(mixed, "_memorization_seed_3", "_other_seed_3", "epsilon 2 and seed 3", "--suffix")
 
 
 def test_memorization_against_epsilon(family: Path) -> None:
@@ -236,8 +272,37 @@ def test_another_list_of_examples_is_another_question(family: Path, tmp_path: Pa
     np.save(tmp_path / "other.npy", np.arange(30))
     refused = run_script(*line, "--top_k", tmp_path / "other.npy")
     assert refused.returncode == 2 and "top_k_sha256" in refused.stderr and "--overwrite" in refused.stderr
-    missing = run_script(*line, "--top_k", tmp_path / "none.npy")
-    assert missing.returncode == 2 and "scripts/make_memorization_subsets.py makes it" in missing.stderr
+    assert_refused(run_script(*line, "--top_k", tmp_path / "none.npy"), "none.npy: cannot read the array")
+
+
+def test_what_is_advised_leads_to_what_is_missing(family: Path, tmp_path: Path) -> None:
+    models = copied(family, tmp_path, SEEDS)
+    line = ("calc_private_memorization.py", *CHOICE, "--config", tmp_path / "config.json")
+    trained = "create_privacy_vs_memorization_dp_train_jobs.sh --dataset mnist --arch smallcnn"
+    drawn = "scripts/make_memorization_subsets.py"
+    assert_refused(run_script(*line, "--suffix", "none_*"), "with suffix 'none_*'", trained, drawn)
+    for name, examples in (("outside", [3, 200]), ("seen", [7])):
+        np.save(tmp_path / f"{name}.npy", np.array(examples))
+    outside = run_script(*line, "--top_k", tmp_path / "outside.npy")
+    assert_refused(outside, "example 200 is not in the --data_subset", "--top_k FILE")
+    held = [seed for seed in SEEDS if 7 in load_array(models / f"subsets/mnist/subset_{seed}.npy")]
+    seen = ("--top_k", tmp_path / "seen.npy", "--seed", *held)
+    for flags, why in ((("--seed", 1), "at least two models"), (seen, "no example has both a model")):
+        refused = run_script(*line, *flags)
+        assert refused.returncode == 2 and refused.stderr.count(why) == 2, refused.stderr  # once an epsilon
+        assert trained in refused.stderr.splitlines()[-1] and "train more models" not in refused.stderr
+    arrays = models / "mnist_smallcnn_eps_2_memorization_seed_0/aux_arrays.json"  # as of a training on another device
+    arrays.write_text(arrays.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    assert_refused(run_script(*line), "belong to different weights", "run its line of train_dp.py again")
+    again = ("train_dp.py", *DP_FLAGS, "--epsilon", 2, "--suffix", "memorization_seed_*", "--config", line[-1])
+    for said in ("test accuracy", "skipped"):
+        assert said in run_script(*again, "--train_subset", models / "subsets/mnist/subset_0.npy").stdout
+    assert run_script(*line).returncode == 0
+    moved = models / "subsets/mnist/top_k.json"
+    moved.write_text(moved.read_text().replace('"content_sha256": "', '"content_sha256": "0'))
+    assert_refused(run_script(*line), "top_k.npy: chosen on data", "was trained on the latter", "train again")
+    moved.with_suffix(".npy").unlink()
+    assert_refused(run_script(*line), "top_k.npy: missing", f"{drawn} --dataset mnist makes it", "--top_k FILE")
 
 
 def test_what_is_no_whole_model_is_named_and_left_out(family: Path, tmp_path: Path) -> None:
@@ -293,7 +358,7 @@ def test_models_of_another_kind_and_scores_of_other_weights_are_refused(family: 
     for command, flags, said in (
         (score, ("--temp", 10), r"temp \(10.0 and 1.0\)"),
         (score, (), ""),
-        (train, ("--lr", 0.01), r"optimization.lr \(0.01 and 0.001\); choose models of one kind"),
+        (train, ("--lr", 0.01), r"optimization.lr \(0.01 and 0.001\); choose models of one kind with --seed and"),
     ):
         again = run_script(*command, *flags, "--overwrite", *(("--seed", 2) if command == score else ()), *config)
         assert again.returncode == 0, again.stderr

@@ -232,6 +232,12 @@ def test_a_stopped_runner_lets_its_jobs_save_and_goes_on(study: Study, runner: s
     assert "run_jobs.sh: stopped; run the same command again to go on" in stopped.stderr
     assert stopped.stderr.count(" stopped with status 143") == 2 and "FAILED" not in stopped.stderr
     assert study.ran() == [] and len(study.read("started")) == 2 and set(study.exits().values()) == {"143"}
+    (study.folder / "jobs.sh.run/exit/3").write_text("1\n")
+    (study.folder / "jobs.sh.run/exit/4").write_text("130\n")
+    left = study.sh("status.sh", "jobs.sh")
+    assert left.returncode == 1
+    assert ": 0 of 4 lines done, 0 running, 0 waiting, 1 failed, 3 stopped, 0 not run\n" in left.stdout
+    assert left.stdout.count("stopped, to go on with: python") == 3 and "line 3, exit status 1: python" in left.stdout
     (study.folder / "go").touch()
     assert study.sh("run_jobs.sh", "jobs.sh", "-j", 2).returncode == 0
     assert study.ran() == ["done"] * 4
@@ -614,8 +620,8 @@ def test_requeued_and_cancelled_lines_on_slurm_go_on(cluster: Study) -> None:
     wait_until(lambda: len(cluster.read("started")) == 3, "the requeued line is at work again")
     assert cluster.read("saved") == ["1", "1"]
     status = cluster.sh("status.sh", "jobs.sh")
-    assert status.returncode == 3 and "1 of 3 lines done, 1 running, 0 waiting, 1 failed" in status.stdout
-    assert "line 2, exit status 143" in status.stdout
+    assert status.returncode == 3 and "1 of 3 lines done, 1 running, 0 waiting, 0 failed, 1 stopped" in status.stdout
+    assert "line 2, stopped, to go on with" in status.stdout
     (cluster.folder / "go").touch()
     wait_until(lambda: queue(cluster) == [], "the requeued line is done")
     assert cluster.log(1) == "begun\nbegun\n" and cluster.exits() == {1: "0", 2: "143", 3: "0"}

@@ -73,6 +73,25 @@ def test_a_score_of_more_than_one_example_is_refused(scores: str, function: Call
 
 
 @pytest.mark.parametrize("scores", ["loss", "curvature"])
+def test_layouts_that_a_network_cannot_take(scores: str) -> None:
+    """Scores are taken in channels-last: volumes have no such layout, and a view of a convolution is none in it."""
+
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1)
+
+    images = torch.rand(9, 2, 3, 4, 4)
+    volumes = nn.Sequential(nn.Conv3d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(54, 3))
+    checked(volumes, scores, images)
+    labels = torch.arange(9) % 3
+    found = scored((volumes, images, labels, np.arange(9)), "loss")["loss"]["loss"]
+    want = nn.functional.cross_entropy(volumes(images), labels, reduction="none").detach()
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    with pytest.raises(InputError, match=r"net: .*view size .*reshape"):
+        checked(nn.Sequential(nn.Conv2d(2, 3, 2), Flat(), nn.Linear(27, 3)), scores, images[:, :, 0])
+
+
+@pytest.mark.parametrize("scores", ["loss", "curvature"])
 def test_probabilities_in_place_of_logits_are_told_once(scores: str, capsys: pytest.CaptureFixture[str]) -> None:
     warn_once.cache_clear()
     for function in (lambda z: z, lambda z: z.log_softmax(1), lambda z: z.abs()):

@@ -275,6 +275,16 @@ def test_link_3_trains_on_the_subsets_of_its_configuration(tmp_path: Path) -> No
     refused = subprocess.run(command, capture_output=True, text=True, env=path)
     assert refused.returncode == 2 and "nowhere.json" in refused.stderr and not refused.stdout
     assert len(refused.stderr.splitlines()) == 1
+    subsets = tmp_path / "moved/subsets/cifar100"
+    subsets.mkdir(parents=True)
+    for name, missing in (("other_3.npy", 2), ("subset_4.npy", 1), ("subset_3.npy", 0)):
+        (subsets / name).touch()
+        command[2:] = ["--config", moved, "--seeds", "3 4", "--epsilons", "2"]
+        printed = subprocess.run(command, capture_output=True, text=True, env=path)
+        assert printed.returncode == 0 and len(printed.stdout.splitlines()) == 2
+        told = f"{missing} of 2 subsets are missing in {subsets}, so their lines cannot run yet: python "
+        told += f"scripts/make_memorization_subsets.py --dataset cifar100 --config {moved} makes them\n"
+        assert printed.stderr.partition(": ")[2] == (told if missing else "")
 
 
 def test_sampled_lines_of_every_generator_run(tmp_path: Path) -> None:

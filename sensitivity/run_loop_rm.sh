@@ -8,6 +8,7 @@
 refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}
 folder=$(folder)
+same_runs
 removal=${which}_$remove
 list=$folder/compo_res/compo_res_all_$removal
 job sh sensitivity/run_compo.sh --config "$config" --runs "$runs" ${overwrite:+"$overwrite"}

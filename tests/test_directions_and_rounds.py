@@ -146,6 +146,22 @@ def test_bad_rounds_and_folds_are_refused(study: Path, tmp_path: Path) -> None:
     assert_refused(run_script(*line, *few), "--points_sample 3", "--points removed")
 
 
+@pytest.mark.parametrize("script", ["run_folds.sh", "run_recursive.sh", "run_loop_rm.sh"])
+def test_another_number_of_runs_than_there_is_told_before_any_work(script: str, tmp_path: Path) -> None:
+    config, results = write_config(tmp_path), tmp_path / "sensitivity_dir"
+    (results / "res").mkdir(parents=True)
+    for name in ("1", "2", "3", "_order", "_cheapest_4_1", "1_stage_0.5"):
+        (results / "res" / f"res{name}.csv").touch()
+    before = tree(tmp_path)
+    for runs, said in ((2, "; give --runs 3, or --overwrite to go by the first"), (4, ", and no res4.csv")):
+        status, _, err = finish(script, "--runs", runs, "--config", config)
+        wanted = f"--runs {runs}: {results}/res has 3 runs of run_loop.sh{said}\n"
+        assert (status, err) == (2, f"{script.removesuffix('.sh')}: {wanted}")
+    assert tree(tmp_path) == before and not (results / "compo_res").exists()
+    said = finish(script, "--runs", 2, "--overwrite", "--config", config)[2]
+    assert "--runs" not in said and "res1.csv" in said
+
+
 def test_every_step_says_what_stages_lose(study: Path, tmp_path: Path) -> None:
     """12 steps, all measured: the error of 4 stages is that of straight lines between them."""
     line = (SCRIPT, *FLAGS[:-2], "--config", study / "config.json", "--name", "_every")

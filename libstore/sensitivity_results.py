@@ -44,6 +44,7 @@ _LENGTH = ("total_steps", "epochs")
 _TRAINING = ("eps", "delta", "lr")
 _SHARED = (*_TEXT_SETTINGS, "batch_size", "cn", "epochs", *_TRAINING)
 _CLIPPING_SLACK = 1e-4
+_ONE_EXPERIMENT = "; give the runs of one experiment, without removals and folds beside them"
 MAKER, RANKER = "sensitivity/compute_sensitivity.py", "sensitivity/compo_res/rank.py"
 
 
@@ -242,14 +243,14 @@ def _check_settings(settings: dict[str, tuple[Any, Path]]) -> list[float]:
 
 
 def _check_one_experiment(runs: dict[str, _Run], paths: Sequence[Path]) -> None:
-    check_alike(_trainings(paths), RUNS)
+    check_alike(_trainings(paths), RUNS, _ONE_EXPERIMENT)
     first_label, first = next(iter(runs.items()))
     seen: dict[bytes, str] = {}
     for label, run in runs.items():
         for name, here, there in (("point", run.points, first.points), ("step", run.steps, first.steps)):
             extra = np.setxor1d(here, there)
             if extra.size:
-                raise InputError(f"{name} {extra[0]} is in only one of {first_label} and {label}")
+                raise InputError(f"{name} {extra[0]} is in only one of {first_label} and {label}{_ONE_EXPERIMENT}")
         digest = hashlib.sha256(run.values[DISTANCE].tobytes() + run.accuracy.tobytes()).digest()
         if digest in seen:
             raise InputError(f"{label}: identical bit for bit to {seen[digest]}; one run counts once, leave one out")

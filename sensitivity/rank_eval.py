@@ -1,7 +1,7 @@
 r"""Compare two rankings of the same points, before and after a removal say: every metric of the study.
 
-    python sensitivity/rank_eval.py compo_res/compo_res_all_ranked.csv compo_res_rm/compo_res_all_ranked.csv \
-        --results_before res/res*.csv --results_after res_rm/res*.csv --paired
+    python sensitivity/rank_eval.py compo_res/compo_res_all_ranked.csv compo_res/compo_res_cheapest_100_ranked.csv \
+        --results_before res/res[0-9]*.csv --results_after res/res_cheapest_100_[0-9]*.csv --paired
 
 Spearman, Kendall and the mean rank shift of the shared points, adjusted by ranking them again among themselves, the
 ratio of their costs, and the same of permuted points as a control. With the result files of both: the realised costs

@@ -55,7 +55,10 @@ def test_points_left_out_are_measured_without_them(study: Path) -> None:
     fold = sorted(int(word) for word in (results / "compo_res" / "fold_1.txt").read_text().split())
     before = kept(results)
     assert finish("run_folds.sh", *line)[0] == 0 and kept(results) == before
-    left, whole = pd.read_csv(results / "res" / "res_without_1_1.csv"), pd.read_csv(results / "res" / "res1.csv")
+    left_file = results / "res" / "res_without_1_1.csv"
+    left, whole = pd.read_csv(left_file), pd.read_csv(results / "res" / "res1.csv")
+    mixed = run_script("renyi_per_instance_sum_compo.py", results / "res" / "res1.csv", left_file)
+    assert_refused(mixed, left_file, "left out of the training; it goes with --without")
     assert sorted(left["point"].unique()) == fold and left["trained_on"].unique().tolist() == [0]
     assert "trained_on" not in whole
     for column in ("p", "sigma", "total_steps", "seed"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, execute_notebook, tree, write_config
+from conftest import ROOT, assert_refused, execute_notebook, run_script, tree, write_config
 
 LOOPS = sorted((ROOT / "sensitivity").glob("*.sh"))
 FLAGS = (
@@ -80,6 +80,8 @@ def test_removal_experiment(study: Path) -> None:
     everything, config = tree(folder), study / "config.json"
     assert finish("run_compo.sh", "--runs", 2, "--remove", 5, "--which", "random", "--config", config)[0] == 0
     assert tree(folder) == everything
+    mixed = run_script("renyi_per_instance_sum_compo.py", *sorted((folder / "res").glob("res*.csv")))
+    assert_refused(mixed, "res_random_5_1.csv and ", "res1.csv differ in ", "give the runs of one experiment")
 
 
 @pytest.mark.slow

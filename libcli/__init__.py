@@ -49,6 +49,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
         self.old_spellings: dict[str, str] = {}
         """What a flag was called before, and its name."""
+        self.remark: Callable[[Namespace], None] = lambda flags: None
+        """Says what there is to say of accepted flags where nothing but them is looked at."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted.
@@ -57,6 +59,7 @@ class Parser(argparse.ArgumentParser):
         """
         found = super().parse_args(map(self._spelled, sys.argv[1:] if args is None else args), namespace)
         if os.environ.get("FLAGS_ONLY"):
+            self.remark(found)
             self.exit()
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,7 +89,7 @@ class _Private:
             self.add(called, score, error, [model.seed for model in group])
         else:
             table = self.places.command("score_table.py", self.places.ratio_flag, flags_of({"suffix": _SUFFIX}))
-            how = _on_subsets(self.places, self.study, [epsilon], _trained_with(group[0].settings))
+            how = _on_subsets(self.places, self.study, list(self.by_epsilon), _trained_with(group[0].settings))
             self.found.missing[called[0]] = recipe(self.study.words, how, table)
 
     def add_mean(self, score: str, epsilon: float, group: Sequence[PrivateModel], values: Iterable[np.ndarray]) -> None:
@@ -137,7 +138,9 @@ def _on_subsets(places: Places, study: StudyAtHand, epsilons: Sequence[float], h
     top = f"--top_k {max(2, study.n_examples // 4)}" if study.n_examples < 2 * _TOP_K else ""
     seeds = " ".join(map(str, _SEEDS))
     lists = f"--epsilons {spaced(epsilons)} --seeds {spaced(_SEEDS)}"
+    blanks = " " in shlex.split(places.flags)[1]
     return recipe(
+        "# what prints the trainings takes no blanks in the path of data: move them first" if blanks else "",
         places.command("scripts/make_memorization_subsets.py", ratio, top, f"--seeds {seeds}"),
         f"{places.command(_ON_SUBSETS, lists, study.flag, how)} | sh",
     )
@@ -217,8 +220,8 @@ def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) ->
             scored, _ = scored_models(group, places.private_scores, h)
         except InputError:
             name, _ = columns.at_epsilon("curvature", epsilon)
-            named = {"epsilon": f"{epsilon:g}", "suffix": None if suffix == "*" else suffix}
-            found.missing[name] = places.command(_SCORER, flags_of(named | {"h": None if h == 1e-3 else h}))
+            named = {"suffix": None if suffix == "*" else suffix, "h": None if h == 1e-3 else h}
+            found.missing[name] = places.command(_SCORER, flags_of(named))
             continue
         paths = [score_path(places.private_scores, CURVATURE, model.name, h) for model in scored]
         found.files.update({f"scores of {path.parent.name}": str(read_sidecar(path)["sha256"]) for path in paths})

@@ -178,14 +178,20 @@ def _first_train(places: Places, study: StudyAtHand) -> dict[str, str]:
     if places.dataset == "imagenet":
         words = "# Feldman and Zhang's models are to be downloaded (docs/released_models.md); none is trained here"
         return dict.fromkeys(columns.MEANINGS, words)
-    recorded = {name: flag for flag, names in _RECORDED.items() for name in names}
+    recorded = {name: _recording(flag) for flag, names in _RECORDED.items() for name in names}
     found = {}
     for name, meaning in columns.MEANINGS.items():
-        record = f"--{recorded[name]}" if name in recorded else ""
-        train = places.command(_TRAIN, places.ratio_flag, study.flag, record)
+        train = places.command(_TRAIN, places.ratio_flag, study.flag, *recorded.get(name, ()))
         score = _score(places, name) if meaning.kind == columns.AVERAGED else ""
         found[name] = recipe(study.words, train, score)
     return found
+
+
+def _recording(flag: str) -> list[str]:
+    """Return the flags that record this and what is recorded with less, which they replace: any order will do."""
+    flags = list(_RECORDED)
+    wanted = [f"--{one}" for one in flags[: flags.index(flag) + 1]]
+    return [*wanted, "--overwrite"] if wanted[1:] else wanted
 
 
 def _score(places: Places, name: str, runs: Sequence[int] = ()) -> str:
@@ -374,11 +380,9 @@ def _find_trajectories(ensemble: _Ensemble, study: StudyAtHand) -> None:
         found.files[f"trajectory of {places.dataset}_{places.arch}_{places.ratio}_{run}"] = str(one.sidecar["sha256"])
     first = next(iter(there.values()), None)
     said = first.settings["record"] | {"record": True} if first else {}
-    recorded = [flag for flag in _RECORDED if said.get(flag.removeprefix("record_"))]
     for flag, missing in _RECORDED.items():
-        if flag not in recorded:
-            flags = [f"--{one}" for one in (*recorded, flag)] + ["--overwrite"] * bool(recorded)
-            found.missing.update(dict.fromkeys(missing, _train_again(ensemble, study, *flags)))
+        if not said.get(flag.removeprefix("record_")):
+            found.missing.update(dict.fromkeys(missing, _train_again(ensemble, study, *_recording(flag))))
     if there:
         found.work.append(partial(_add_trajectories, ensemble, list(there)))
 

@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from libdata.choice import BUILT_IN, IMAGENET
+
 WORDS = "# "
 SMALL = 1024
 """Fewer examples than that take smaller batches than the papers' 256."""
@@ -32,6 +34,18 @@ def flags_of(values: Mapping[str, Any]) -> str:
         if value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def named_by(settings: Mapping[str, Any], **more: str) -> str:
+    """Return the flags by which a script finds what has these settings, and more flags.
+
+    Where data or network are a user's own, a sidecar knows what they are called but not where they are.
+    """
+    data, model = str(settings["data"]["dataset"]), settings["model"]
+    own = {"dataset": data not in (*BUILT_IN, IMAGENET), "arch": model.get("source") is not None}
+    flags = {f"{key}_name" if own[key] else key: value for key, value in (("dataset", data), ("arch", model["arch"]))}
+    wanted = " and ".join(f"--{key}" for key, mine in own.items() if mine)
+    return flags_of(flags | more) + (f" with the {wanted} of that name" if wanted else "")
 
 
 def lines_with(recipe: str, config: str = "") -> list[str]:

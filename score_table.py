@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = (
         ensemble_scores(places, study, influence=args.influence, matrix=args.influence_matrix),
         private_scores(places, args.suffix, args.h, study),
-        instance_scores(places, args.per_instance, study, len(labels)),
+        instance_scores(places, args.per_instance, study),
     )
     whole = Gathered.of(parts)
     settings = {"dataset": dataset, "arch": network.name, "ratio": args.ratio, "suffix": args.suffix, "h": args.h}

@@ -129,7 +129,7 @@ class _Private:
 def _trained_with(settings: Mapping[str, Any]) -> str:
     """Return the flags of a private training with these settings, but for its epsilon, seed, name and examples."""
     budget = {key: value for key, value in settings["privacy"].items() if key in _BUDGET}
-    return flags_of({**budget, **settings["optimization"], "normalization": settings["data"]["normalization"]})
+    return flags_of({**budget, **settings["optimization"], "normalization": settings["data"].get("normalization")})
 
 
 def _on_subsets(places: Places, study: StudyAtHand, epsilons: Sequence[float], how: str) -> str:
@@ -154,7 +154,7 @@ def _another_budget(places: Places, study: StudyAtHand, seeds: Mapping[int, Sequ
     words = "" if len(there) > 1 else "# a second budget, here ten times the one there is; any other will do"
     settings, suffix = models[0].settings, str(models[0].settings["suffix"])
     how = (study.flag, _trained_with(settings))
-    if settings["train_on"]["n_examples"] == settings["data"]["n_examples"]:
+    if settings["train_on"]["n_examples"] == study.n_examples:
         more = f"--more_epsilons {' '.join(f'{epsilon:g}' for epsilon in wanted[1:])}" if wanted[1:] else ""
         named = flags_of({"seed": seed, "suffix": suffix})
         line = places.command(_TRAIN, f"--epsilon {wanted[0]:g}", more, named, *how)
@@ -208,6 +208,7 @@ def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) ->
         return Gathered(missing=_first_private(places, study))
     models = find_private_models(places.private_models, places.dataset, places.arch, PrivateChoice(suffix=suffix))
     check_comparable(models)
+    study = StudyAtHand.of(models[0].arrays().examples, study.size)
     private = _Private(places, models, study)
     found = private.found
     found.files.update({model.name: model.weights_sha256 for model in models})
@@ -246,14 +247,13 @@ def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) ->
     return found
 
 
-def instance_scores(places: Places, totals: Path | None, study: StudyAtHand, size: int) -> Gathered:
+def instance_scores(places: Places, totals: Path | None, study: StudyAtHand) -> Gathered:
     """Return what the per-instance accounting gives, to be read.
 
     Args:
         places: Where to look.
         totals: A totals file; by default compo_res_both_totals.csv, else compo_res_all_totals.csv.
         study: The examples, for the commands that make what is missing.
-        size: Number of examples of the whole data set.
 
     Raises:
         InputError: The file or what it was made of is damaged, or nothing says which data and network they are of.
@@ -291,7 +291,7 @@ def instance_scores(places: Places, totals: Path | None, study: StudyAtHand, siz
         print(f"{totals}: of the network {arch}, its columns end in _{arch}", file=sys.stderr)
     found.files[totals.name] = str(one.sidecar["sha256"])
     runs = [result.path.name for result in results]
-    folds = _folds(places, settings, runs, size)
+    folds = _folds(places, settings, runs, study.size)
     found.work.append(partial(_add_instance, found, places, totals, arch, content, runs, folds))
     return found
 
@@ -310,13 +310,13 @@ def _first_instance(places: Places, study: StudyAtHand) -> str:
 
 def _folds(places: Places, settings: Mapping[str, Any], runs: Sequence[str], size: int) -> Callable[[int], str]:
     """Return what gives the recipe of the other direction for so many points, of runs with these settings."""
-    data, stages = settings["data"], settings.get("stages", ())
-    subsets = ("all", str(data["n_examples"]), f"{SPREAD}{data['n_examples']}")
+    data, stages, n = settings["data"], settings.get("stages", ()), settings["data"].get("n_examples")
+    subsets = ("all", str(n), f"{SPREAD}{n}") if n else ()
     same = [one for one in subsets if index_digest(read_index(one, size)) == data["index_sha256"]]
-    study = StudyAtHand(same[0] if same else None, data["n_examples"])
+    study = StudyAtHand(same[0] if same else None, n or 0, size)
     own = settings["model"]["arch"] == places.arch
     named = sorted(runs) == sorted(f"res{run}.csv" for run in range(1, len(runs) + 1))
-    known = named and len(stages) > 1 and "privacy" in settings and "checkpoints_sha256" not in settings
+    known = named and len(stages) > 1 and "privacy" in settings and "checkpoints_sha256" not in settings and n
     if not known or not (own or settings["model"].get("built_in")):
         return lambda points: "# sh sensitivity/run_folds.sh with the flags that run_loop.sh was given"
     network = places.network_flags if own else flags_of(_network(settings["model"]))

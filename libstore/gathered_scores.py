@@ -105,15 +105,17 @@ class StudyAtHand(NamedTuple):
     Attributes:
         subset: What --data_subset takes for them, None where only an index file does.
         n_examples: Their number.
+        size: Number of examples of the whole data set.
     """
 
     subset: str | None
     n_examples: int
+    size: int
 
     @staticmethod
     def of(examples: np.ndarray, size: int) -> StudyAtHand:
         """Return these positions, sorted, in a data set of so many."""
-        return StudyAtHand(subset_of(examples, size), len(examples))
+        return StudyAtHand(subset_of(examples, size), len(examples), size)
 
     @property
     def flag(self) -> str:
@@ -207,10 +209,10 @@ def _train_again(ensemble: _Ensemble, study: StudyAtHand, *more: str, stop_run: 
     """Return the recipe that trains the runs as they were trained, with more flags; words where that is not known."""
     root = ensemble.root / ensemble.places.ratio
     one = kept(run_dir(ensemble.root, ensemble.places.ratio, ensemble.runs[0]) / "aux_arrays.npz")
-    if one is None or "sgd" not in one.settings:
+    if one is None or not {"ratio", "seed", "sgd", "data"} <= one.settings.keys():
         return f"# the runs of {root.parent.name} are not of {_TRAIN}; an ensemble that is has this, too"
     how = {"ratio": one.settings["ratio"], "seed": one.settings["seed"], **one.settings["sgd"]}
-    how["normalization"] = one.settings["data"]["normalization"]
+    how["normalization"] = one.settings["data"].get("normalization")
     how |= {"start_run": ensemble.runs[0], "stop_run": stop_run or ensemble.runs[-1] + 1}
     return recipe(study.words, ensemble.places.command(_TRAIN, study.flag, flags_of(how), *more))
 

@@ -254,7 +254,7 @@ def test_printed_commands_give_what_is_missing(scored: Path, monkeypatch: pytest
     _, _, said = table_of(scored)
     found = printed_commands(said)
     assert_taken((line for of in found.values() for line in of if line.startswith("python")), monkeypatch)
-    for name in ("csg", "csl", "loss"):  # the second finds more than it asks for
+    for name in ("csl", "csg", "loss"):  # the second replaces the first
         for line in found[name]:
             words = shlex.split(line)
             result = run_script(words[1], *words[2:])

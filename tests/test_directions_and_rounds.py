@@ -155,6 +155,8 @@ def test_another_number_of_runs_than_there_is_told_before_any_work(script: str, 
     (results / "res").mkdir(parents=True)
     for name in ("1", "2", "3", "_order", "_cheapest_4_1", "1_stage_0.5"):
         (results / "res" / f"res{name}.csv").touch()
+    (results / "res" / "old").mkdir()
+    (results / "res" / "old" / "res4.csv").touch()
     before = tree(tmp_path)
     for runs, said in ((2, "; give --runs 3, or --overwrite to go by the first"), (4, ", and no res4.csv")):
         status, _, err = finish(script, "--runs", runs, "--config", config)

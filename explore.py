@@ -12,14 +12,14 @@ Inputs: <score_dir>/table_<dataset>_<arch>.parquet and .json of score_table.py, 
 from __future__ import annotations
 
 import libcli as cli
-from libcli.choices import add_choices, read_data, read_network
+from libcli.choices import add_choices, flags_of_choices, read_data, read_network
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from libstore.config import load_config
+from libstore.config import DEFAULT_CONFIG, load_config
 from libstore.errors import InputError
+from libstore.recipes import command, in_one_line
 from libstore.store import Output, exclusive, file_sha256, provenance
 
 VIEW = {"x1": "x", "y1": "y", "x2": "x2", "y2": "y2", "colour": "colour"}
@@ -48,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config, choice = load_config(args.config), read_data(args)
     dataset, arch = dataset_name(args.dataset, args.dataset_name), read_network(args).name
-    flags = ("--dataset", args.dataset, "--arch", args.arch, "--config", args.config)
-    table = read_scores(table_path(config.score_dir, dataset, arch), shlex.join(("python", MAKER, *flags)))
+    given = "" if args.config == str(DEFAULT_CONFIG) else args.config
+    make = in_one_line(command(MAKER, *flags_of_choices(args, choice)), given)
+    table = read_scores(table_path(config.score_dir, dataset, arch), make)
     view = default_view(table.scores)
     for key, flag in VIEW.items():
         asked = getattr(args, flag)
         if asked is not None:
-            check_columns(table.about, {asked} - set(table.frame.columns), table.path)
+            check_columns(table.about, {asked} - set(table.frame.columns), table.path, given)
             view[key] = asked
     if args.y is not None and args.y2 is None:
         view["y2"] = args.y

@@ -15,20 +15,19 @@ table_<dataset>_<arch>_croissant.json, the same for other programs. Takes second
 from __future__ import annotations
 
 import libcli as cli
-from libcli.choices import add_choices, read_network
-from libcli.settings import read_settings, words_of
+from libcli.choices import add_choices, flags_of_choices, read_network
+from libcli.settings import read_settings
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from libdata.choice import IMAGENET, TableData
-from libmodels import ARCHITECTURES
-from libstore.config import load_config
+from libstore.config import DEFAULT_CONFIG, load_config
 from libstore.errors import InputError
 from libstore.gathered_private import instance_scores, private_scores, study_at_hand
 from libstore.gathered_scores import Places, ensemble_scores
+from libstore.recipes import in_one_line, told
 from libstore.score_table import Gathered, TableFiles, check_content, join
 
 
@@ -54,17 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     from libdata.datasets import dataset_name, load_dataset
     from libdata.imagenet import read_imagenet_index
-    from libmodels.networks import NetworkChoice
 
     choice, network, config = read_settings(TableData, args), read_network(args), load_config(args.config)
     imagenet = choice.dataset == IMAGENET
     dataset = IMAGENET if imagenet else dataset_name(choice.dataset, choice.dataset_name)
-    options = [
-        word for key, value in cli.architecture_options(args, ARCHITECTURES).items() for word in (f"--{key}", value)
-    ]
-    network_flags = shlex.join(words_of(read_settings(NetworkChoice, args), "arch") + options)
-    flags = shlex.join(words_of(choice, "dataset"))
-    places = Places.of(config, dataset, network.name, args.ratio, flags, network_flags)
+    places = Places.of(config, dataset, network.name, args.ratio, *flags_of_choices(args, choice))
     if imagenet:
         labels, content = read_imagenet_index(config.imagenet_index).labels, None
     else:
@@ -72,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels, content = data.labels.numpy(), data.content_sha256
     study = study_at_hand(places, len(labels))
     parts = (
-        ensemble_scores(places, influence=args.influence, matrix=args.influence_matrix),
+        ensemble_scores(places, study, influence=args.influence, matrix=args.influence_matrix),
         private_scores(places, args.suffix, args.h, study),
         instance_scores(places, args.per_instance, study),
     )
@@ -87,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.read()
         content = check_content(part.columns, content, f"{dataset} as it is now")
     whole = Gathered.of(parts)
-    for name, command in whole.missing.items():
-        print(f"missing: {name}; to make it: {command}  # with --config {args.config}")
+    given = "" if args.config == str(DEFAULT_CONFIG) else args.config
+    for line in told(whole.missing, given):
+        print(line)
     if not whole.columns:
-        told = f"{next(iter(whole.missing.values()))} --config {args.config}"
-        raise InputError(f"no score of {dataset} and {network.name} is there; to make one: {told}")
+        first = in_one_line(next(iter(whole.missing.values())), given)
+        raise InputError(f"no score of {dataset} and {network.name} is there; to make one: {first}")
     table = join(whole.columns, labels, () if imagenet else data.class_names)
     files.save(table, whole, content)
     print(f"{files.output.path}: {len(table)} examples, {len(whole.columns)} scores")

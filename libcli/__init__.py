@@ -53,6 +53,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", default=str(DEFAULT_CONFIG), help="JSON file that holds every path")
         self.old_spellings: dict[str, str] = {}
         """What a flag was called before, and its name."""
+        self.remark: Callable[[Namespace], None] = lambda flags: None
+        """Says what there is to say of accepted flags where nothing but them is looked at."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the flags; where the generators of job lines set FLAGS_ONLY, exit once they are accepted.
@@ -66,6 +68,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{before} is the old spelling of {now}: give one of the two")
         found = super().parse_args(map(self._spelled, words), namespace)
         if os.environ.get("FLAGS_ONLY"):
+            self.remark(found)
             self.exit()
         return found
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import libcli as cli
-from libcli.settings import add_settings, read_settings
+from libcli.settings import add_settings, read_settings, words_of
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,16 @@ def add_choices(
     add_settings(parser, kind, dataset=dataset)
     add_settings(parser, NetworkChoice, arch=arch)
     cli.add_architecture_options(parser, ARCHITECTURES, private=private)
+
+
+def flags_of_choices(args: argparse.Namespace, choice: DataChoice) -> tuple[str, str]:
+    """Return the flags of data and of the network, as a command line takes them; but these, defaults are left out."""
+    from libmodels.networks import NetworkChoice
+
+    options = cli.architecture_options(args, ARCHITECTURES)
+    network = words_of(read_settings(NetworkChoice, args), "arch")
+    network += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return shlex.join(words_of(choice, "dataset")), shlex.join(network)
 
 
 def read_data(args: argparse.Namespace) -> DataChoice:

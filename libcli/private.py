@@ -8,8 +8,10 @@ from libcli.settings import add_settings, read_settings
 
 import argparse
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from libstore.errors import InputError
 from libtrain.settings import DPSettings, MeasureSettings, StudySettings
 
 if TYPE_CHECKING:
@@ -62,6 +64,24 @@ def add_run(parser: cli.Parser, **measuring: Any) -> None:
     add("--name", type=cli.file_name, help=text)
     add("--res_name", type=cli.file_name, help="what follows res in the name of the result file (default: as --name)")
     add_settings(parser, MeasureSettings, **measuring)
+    parser.remark = _tell_stages
+
+
+def _tell_stages(args: cli.Namespace) -> None:
+    """Say if the checkpoints will be too few for the stages, as far as flags tell without running a user's function."""
+    measuring, study = read_settings(MeasureSettings, args), read_settings(StudySettings, args)
+    if measuring.checkpoints is not None or ":" in args.dataset:
+        return
+    from libdata.datasets import dataset_size
+    from libstore.index import drawn, read_index
+
+    with suppress(InputError, OSError):  # what is wrong with the data is said by the job
+        subset = study.train_subset or study.data_subset
+        planned = drawn(study.train_subset).planned or len(read_index(subset, dataset_size(args.dataset, "train", "")))
+        total = read_settings(DPSettings, args, seed=0).steps(planned)
+        fewer = measuring.fewer_stages(total, measuring.kept_steps(total))
+        if fewer:
+            cli.warn(fewer)
 
 
 def parse_run(parser: cli.Parser, argv: Sequence[str] | None) -> cli.Namespace:

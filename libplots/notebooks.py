@@ -20,6 +20,7 @@ import numpy as np
 from libdata.choice import BUILT_IN
 from libstore.config import Config
 from libstore.errors import InputError, there_is
+from libstore.recipes import flags_of, in_one_line
 from libstore.scores import CURVATURE, score_path
 from libstore.sensitivity_results import SensitivityResults
 from libstore.store import read_sidecar
@@ -56,7 +57,7 @@ def looking_for(config: str, there: Callable[[], Iterable[str]], command: str) -
     Args:
         config: The configuration file, as the notebook's parameter names it.
         there: Called to list what is there.
-        command: What makes what is looked for, without --config.
+        command: The recipe of what is looked for, without --config.
 
     Raises:
         InputError: What was raised inside, with this added.
@@ -64,7 +65,12 @@ def looking_for(config: str, there: Callable[[], Iterable[str]], command: str) -
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error}; {there_is(there())}; to make it: {command} --config {config}") from None
+        raise InputError(f"{error}; {there_is(there())}; to make it: {in_one_line(command, config)}") from None
+
+
+def flags_of_choice(dataset: str, arch: str, dataset_name: str | None = None, image_size: int | None = None) -> str:
+    """Return the flags by which scripts take a notebook's data and network."""
+    return flags_of({"dataset": dataset, "dataset_name": dataset_name, "image_size": image_size, "arch": arch})
 
 
 def data_path(root: Path, dataset: str) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from libstore import safe_pickle
 from libstore.errors import InputError
 from libstore.index import check_index, index_digest
+from libstore.recipes import named_by
 from libstore.store import read_sidecar
 
 FORMAT = 1
@@ -154,12 +156,15 @@ def _listed(fz_models: Path) -> str:
         runs = list(folder.glob("*/aux_arrays.npz"))
         released = [kind for kind, name in _RELEASED.items() if name == folder.parent.name]
         try:
-            settings = read_sidecar(runs[0])["settings"] if runs and not released else {}
-            dataset, arch = released[0] if released else (settings["data"]["dataset"], settings["model"]["arch"])
+            if released:
+                settings: dict[str, Any] = {"data": {"dataset": released[0][0]}, "model": {"arch": released[0][1]}}
+            else:
+                settings = read_sidecar(runs[0])["settings"] if runs else {}
+            flags = named_by(settings, ratio=folder.name) if runs else ""
         except (InputError, KeyError, TypeError):
             continue
         if runs:
-            found.append(f"{len(runs)} runs by --dataset {dataset} --arch {arch} --ratio {folder.name}")
+            found.append(f"{len(runs)} runs by {flags}")
     return f"; there are: {', '.join(found)}" if found else ""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from libstore import score_columns as columns
 from libstore.comparable import check_content, kept
 from libstore.errors import InputError
 from libstore.fz import ensemble_root, read_run
-from libstore.gathered_scores import Places, reliability
-from libstore.index import subset_of
+from libstore.gathered_scores import Places, StudyAtHand, reliability
+from libstore.index import SPREAD, index_digest, read_index
 from libstore.private_models import (
     PrivateChoice,
     PrivateModel,
@@ -27,21 +28,32 @@ from libstore.private_models import (
     read_curvature,
     scored_models,
 )
+from libstore.recipes import SMALL, command, flags_of, recipe, smaller, spaced
 from libstore.score_table import Column, Gathered
 from libstore.scored_ensemble import values_on
 from libstore.scores import CURVATURE, score_path
 from libstore.store import read_sidecar
 from libstore.text_tables import open_table
 
-_SCORER = "calc_curv_private_models.py"
+_SCORER, _TRAIN = "calc_curv_private_models.py", "train_dp.py"
+_ON_SUBSETS, _SUFFIX = "scripts/create_privacy_vs_memorization_dp_train_jobs.sh", "memorization_seed_*"
 _POINTS = 1000
 """Points of the published per-instance study."""
+_EPOCHS, _BATCH, _SAVE_FREQ, _STAGES = 40, 256, 100, 40
+"""Its epochs, batch size, steps between checkpoints and stages after the first, which a loop without flags takes."""
+_FOLDS, _FOLD_SIZE = 2, 30
+"""Folds of run_folds.sh without flags, and the points of each."""
+_TOP_K = 500
+"""Most memorized examples that make_memorization_subsets.py takes without a flag."""
+_BUDGET = ("delta", "accountant", "max_grad_norm", "batch_size")
+_SEEDS = range(4)
+"""Seeds of an example of subsets: few, but some hold each example and some do not."""
 
 
 class _Private:
     """Comparable private models, and the columns that they give."""
 
-    def __init__(self, places: Places, models: Sequence[PrivateModel], study: str) -> None:
+    def __init__(self, places: Places, models: Sequence[PrivateModel], study: StudyAtHand) -> None:
         self.places, self.models, self.found, self.study = places, models, Gathered(), study
         self.content = models[0].settings["data"].get("content_sha256")
         self.examples = models[0].arrays().examples
@@ -76,9 +88,9 @@ class _Private:
         if np.isfinite(score[0]).any():
             self.add(called, score, error, [model.seed for model in group])
         else:
-            more = f"{self.study} --epsilon {epsilon:g} --seed S --train_subset FILE".strip()
-            line = self.places.command("train_dp.py", more)
-            self.found.missing[called[0]] = f"{line} for subsets of scripts/make_memorization_subsets.py"
+            table = self.places.command("score_table.py", self.places.ratio_flag, flags_of({"suffix": _SUFFIX}))
+            how = _on_subsets(self.places, self.study, list(self.by_epsilon), _trained_with(group[0].settings))
+            self.found.missing[called[0]] = recipe(self.study.words, how, table)
 
     def add_mean(self, score: str, epsilon: float, group: Sequence[PrivateModel], values: Iterable[np.ndarray]) -> None:
         """Add the mean of a value over the models of one epsilon that trained on the example."""
@@ -114,11 +126,61 @@ class _Private:
         self.add(called, mean.mean, mean.standard_error[0], list(seeds))
 
 
-class StudyAtHand(NamedTuple):
-    """The examples that a private training would be on: its flag for them, empty for all, and their number."""
+def _trained_with(settings: Mapping[str, Any]) -> str:
+    """Return the flags of a private training with these settings, but for its epsilon, seed, name and examples."""
+    budget = {key: value for key, value in settings["privacy"].items() if key in _BUDGET}
+    return flags_of({**budget, **settings["optimization"], "normalization": settings["data"].get("normalization")})
 
-    flag: str
-    n_examples: int
+
+def _on_subsets(places: Places, study: StudyAtHand, epsilons: Sequence[float], how: str) -> str:
+    """Return the recipe of models on subsets of the most memorized examples, which the ensemble tells."""
+    ratio = "" if places.ratio == "0.7" else flags_of({"ensemble_ratio": places.ratio})
+    top = f"--top_k {max(2, study.n_examples // 4)}" if study.n_examples < 2 * _TOP_K else ""
+    seeds = " ".join(map(str, _SEEDS))
+    lists = f"--epsilons {spaced(epsilons)} --seeds {spaced(_SEEDS)}"
+    blanks = " " in shlex.split(places.flags)[1]
+    return recipe(
+        "# what prints the trainings takes no blanks in the path of data: move them first" if blanks else "",
+        places.command("scripts/make_memorization_subsets.py", ratio, top, f"--seeds {seeds}"),
+        f"{places.command(_ON_SUBSETS, lists, study.flag, how)} | sh",
+    )
+
+
+def _another_budget(places: Places, study: StudyAtHand, seeds: Mapping[int, Sequence[PrivateModel]]) -> str:
+    """Return the recipe of a seed's models that lack, at every epsilon there is, or at ten times the only one."""
+    seed, models = max(seeds.items(), key=lambda one: len(one[1]))
+    there = {model.epsilon for of in seeds.values() for model in of}
+    wanted = sorted(there - {model.epsilon for model in models}) or [10 * min(there)]
+    words = "" if len(there) > 1 else "# a second budget, here ten times the one there is; any other will do"
+    settings, suffix = models[0].settings, str(models[0].settings["suffix"])
+    how = (study.flag, _trained_with(settings))
+    if settings["train_on"]["n_examples"] == study.n_examples:
+        more = f"--more_epsilons {' '.join(f'{epsilon:g}' for epsilon in wanted[1:])}" if wanted[1:] else ""
+        named = flags_of({"seed": seed, "suffix": suffix})
+        line = places.command(_TRAIN, f"--epsilon {wanted[0]:g}", more, named, *how)
+    elif suffix.endswith(str(seed)) and (places.subsets / f"subset_{seed}.npy").exists():
+        named = flags_of({"suffix": f"{suffix.removesuffix(str(seed))}*"})
+        line = f"{places.command(_ON_SUBSETS, f'--epsilons {spaced(wanted)} --seeds {seed}', named, *how)} | sh"
+    else:
+        line = (
+            f"# {_TRAIN} with the flags, the seed and the --train_subset of {models[0].name}, whose path is not known"
+        )
+    return recipe(study.words, words, line)
+
+
+def _first_private(places: Places, study: StudyAtHand) -> dict[str, str]:
+    """Return the recipe of every private score where there is no private model."""
+    names = ("private_curvature_eps_E", "private_loss_eps_E", "private_memorization_eps_E", "epsilon_sensitivity")
+    if places.dataset == "imagenet":
+        return dict.fromkeys(names, "# private networks are not trained on ImageNet here")
+    words = "# epsilons and seeds are examples: take those you are after; more seeds tell how sure a score is"
+    how = " ".join(filter(None, (study.flag, smaller(study.n_examples))))
+    train = places.command(_TRAIN, "--epsilon 1 --more_epsilons 10 --seed 0", how)
+    subsets = _on_subsets(places, study, [1.0, 10.0], how)
+    if not any((ensemble_root(places.fz_models, places.dataset, places.arch) / places.ratio).glob("*/aux_arrays.npz")):
+        subsets = recipe(places.command("train_fz_models.py", places.ratio_flag, study.flag), subsets)
+    lines = {names[0]: recipe(train, places.command(_SCORER)), names[1]: train, names[2]: subsets, names[3]: train}
+    return {name: recipe(words, study.words, line) for name, line in lines.items()}
 
 
 def study_at_hand(places: Places, size: int) -> StudyAtHand:
@@ -127,8 +189,7 @@ def study_at_hand(places: Places, size: int) -> StudyAtHand:
     there = [*sorted(root.glob("*/aux_arrays.npz"))[:1]]
     there += sorted(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/aux_arrays.npz"))[:1]
     examples = read_run(there[0].parent).examples if there else np.arange(size)
-    subset = subset_of(examples, size)
-    return StudyAtHand("" if subset == "all" else f"--data_subset {subset or 'FILE'}", len(examples))
+    return StudyAtHand.of(examples, size)
 
 
 def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) -> Gathered:
@@ -143,14 +204,12 @@ def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) ->
     Raises:
         InputError: Models do not belong together, or a file is damaged.
     """
-    train = places.command("train_dp.py", f"{study.flag} --epsilon E --seed S [--train_subset FILE]".strip())
     if not any(places.private_models.glob(f"{places.dataset}_{places.arch}_eps_*/model.pt")):
-        names = ("private_curvature_eps_E", "private_loss_eps_E", "private_memorization_eps_E", "epsilon_sensitivity")
-        scorer = f"for several E and S, then {places.command(_SCORER, '')}".rstrip()
-        return Gathered(missing=dict.fromkeys(names, f"{train} {scorer}"))
+        return Gathered(missing=_first_private(places, study))
     models = find_private_models(places.private_models, places.dataset, places.arch, PrivateChoice(suffix=suffix))
     check_comparable(models)
-    private = _Private(places, models, study.flag)
+    study = StudyAtHand.of(models[0].arrays().examples, study.size)
+    private = _Private(places, models, study)
     found = private.found
     found.files.update({model.name: model.weights_sha256 for model in models})
     with_odds = bool(models[0].arrays().logodds)
@@ -162,7 +221,8 @@ def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) ->
             scored, _ = scored_models(group, places.private_scores, h)
         except InputError:
             name, _ = columns.at_epsilon("curvature", epsilon)
-            found.missing[name] = places.command(_SCORER, f"--epsilon {epsilon:g}")
+            named = {"suffix": None if suffix == "*" else suffix, "h": None if h == 1e-3 else h}
+            found.missing[name] = places.command(_SCORER, flags_of(named))
             continue
         paths = [score_path(places.private_scores, CURVATURE, model.name, h) for model in scored]
         found.files.update({f"scores of {path.parent.name}": str(read_sidecar(path)["sha256"]) for path in paths})
@@ -172,10 +232,12 @@ def private_scores(places: Places, suffix: str, h: float, study: StudyAtHand) ->
         seeds[model.seed].append(model)
     whole = {seed: of for seed, of in sorted(seeds.items()) if len(of) == len(private.by_epsilon) > 1}
     if not with_odds:
-        reason = f"{train} --overwrite; these models were trained before log-odds were kept"
-        found.missing.update(dict.fromkeys(("private_loss_eps_E", "epsilon_sensitivity"), reason))
+        words = (
+            f"# trained before log-odds were kept; {_TRAIN} with the flags of then and --overwrite trains them again"
+        )
+        found.missing.update(dict.fromkeys(("private_loss_eps_E", "epsilon_sensitivity"), words))
     elif not whole:
-        found.missing["epsilon_sensitivity"] = f"{train}, so that a seed has a model of every one of several E"
+        found.missing["epsilon_sensitivity"] = _another_budget(places, study, seeds)
     else:
         if len(whole) < len(seeds):
             print(
@@ -198,10 +260,7 @@ def instance_scores(places: Places, totals: Path | None, study: StudyAtHand) -> 
     """
     found = Gathered()
     folder = places.sensitivity / "compo_res"
-    points = f"--points 0 --points_sample {min(study.n_examples, _POINTS)}"
-    flags = filter(None, [places.flags, places.network_flags, study.flag, points])
-    loop = " ".join(["sh sensitivity/run_loop.sh", *flags])
-    made_by = f"{loop}, then run_compo.sh and, for the other direction, run_folds.sh"
+    made_by = _first_instance(places, study)
     if totals is None:
         there = [folder / f"compo_res_{kind}_totals.csv" for kind in ("both", "all")]
         there = [path for path in there if path.exists()]
@@ -210,7 +269,7 @@ def instance_scores(places: Places, totals: Path | None, study: StudyAtHand) -> 
             return found
         totals = there[0]
     if not totals.exists():
-        raise InputError(f"{totals}: no such file; {made_by}")
+        raise InputError(f"{totals}: no such file; renyi_per_instance_sum_compo.py makes it")
     one = kept(totals)
     if one is None:
         raise InputError(f"{totals}: no sidecar says what it was made of; run renyi_per_instance_sum_compo.py again")
@@ -232,11 +291,55 @@ def instance_scores(places: Places, totals: Path | None, study: StudyAtHand) -> 
         print(f"{totals}: of the network {arch}, its columns end in _{arch}", file=sys.stderr)
     found.files[totals.name] = str(one.sidecar["sha256"])
     runs = [result.path.name for result in results]
-    found.work.append(partial(_add_instance, found, places, totals, arch, content, runs))
+    folds = _folds(places, settings, runs, study.size)
+    found.work.append(partial(_add_instance, found, places, totals, arch, content, runs, folds))
     return found
 
 
-def _add_instance(found: Gathered, places: Places, totals: Path, arch: str, content: str, runs: Sequence[str]) -> None:
+def _first_instance(places: Places, study: StudyAtHand) -> str:
+    """Return the recipe of the per-instance study with the published settings, as far as the examples allow."""
+    if places.dataset == "imagenet":
+        return "# private networks are not trained on ImageNet here"
+    n = study.n_examples
+    batch = max(1, n // 8) if n < SMALL else _BATCH
+    every = max(1, _EPOCHS * n // batch // _STAGES)
+    sampled = f"--points 0 --points_sample {min(n, _POINTS)}"
+    more = [study.flag, sampled, smaller(n), f"--save_freq {every}" if every < _SAVE_FREQ else ""]
+    return recipe(study.words, places.command("sensitivity/run_loop.sh", *more), "sh sensitivity/run_compo.sh")
+
+
+def _folds(places: Places, settings: Mapping[str, Any], runs: Sequence[str], size: int) -> Callable[[int], str]:
+    """Return what gives the recipe of the other direction for so many points, of runs with these settings."""
+    data, stages, n = settings["data"], settings.get("stages", ()), settings["data"].get("n_examples")
+    subsets = ("all", str(n), f"{SPREAD}{n}") if n else ()
+    same = [one for one in subsets if index_digest(read_index(one, size)) == data["index_sha256"]]
+    study = StudyAtHand(same[0] if same else None, n or 0, size)
+    own = settings["model"]["arch"] == places.arch
+    named = sorted(runs) == sorted(f"res{run}.csv" for run in range(1, len(runs) + 1))
+    known = named and len(stages) > 1 and "privacy" in settings and "checkpoints_sha256" not in settings and n
+    if not known or not (own or settings["model"].get("built_in")):
+        return lambda points: "# sh sensitivity/run_folds.sh with the flags that run_loop.sh was given"
+    network = places.network_flags if own else flags_of(_network(settings["model"]))
+    how = {"epsilon": settings["privacy"]["epsilon"], "runs": len(runs), "stages": len(stages)}
+    how |= {key: settings.get(key) for key in ("save_freq", "test_examples")}
+    flags = (places.flags, network, study.flag, _trained_with(settings), flags_of(how))
+
+    def line(points: int) -> str:
+        fold_size = f"--fold_size {max(1, points // 4)}" if points < _FOLDS * _FOLD_SIZE else ""
+        return recipe(study.words, command("sensitivity/run_folds.sh", *flags, fold_size))
+
+    return line
+
+
+def _network(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags' values of a built-in network."""
+    return {"arch": model["built_in"], **model.get("options", {})}
+
+
+def _add_instance(
+    found: Gathered, places: Places, totals: Path, arch: str, content: str, runs: Sequence[str],
+    folds: Callable[[int], str],
+) -> None:  # fmt: skip
     file = open_table(totals)
     wanted = [name for name in file.names if name == "point" or name.startswith("epsilon ")]
     frame = file.frame(wanted).sort_values("point")
@@ -246,7 +349,7 @@ def _add_instance(found: Gathered, places: Places, totals: Path, arch: str, cont
             column = next((source + end for source in sources if source + end in frame), None)
             called = name + direction + (f"_{arch}" if arch != places.arch else "")
             if column is None:
-                found.missing[called] = "sh sensitivity/run_folds.sh with the flags that run_loop.sh was given"
+                found.missing[called] = folds(len(examples))
                 continue
             values, meaning = frame[column].to_numpy(dtype=np.float64), columns.instance(name, direction)
             found.columns.append(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,15 +26,25 @@ from libstore.comparable import RUNS, check_alike, kept
 from libstore.config import Config
 from libstore.errors import InputError
 from libstore.fz import RunArrays, ensemble_root, run_dir
+from libstore.index import subset_of
+from libstore.recipes import command, flags_of, recipe
 from libstore.score_table import Column, Gathered
-from libstore.scored_ensemble import ScoredEnsemble, check_runs, checked_runs, usable_runs, values_on
+from libstore.scored_ensemble import ScoredEnsemble, check_runs, checked_runs, scorer, usable_runs, values_on
 from libstore.scores import CURVATURE, TRACE, fz_model_name, score_path, scores_there
 from libstore.store import array_bytes, arrays_bytes, check_format, file_sha256, read_sidecar
 
 PAIRS, MATRIX, CURVES = "influence.npz", "influence_matrix.npy", "membership.npz"
 """Kept beside the table: pairs of training and test examples, all of them, and the attacks' curves."""
 _CURVE_POINTS = 400
-_SCORER, _TRAIN = "calc_curv_fz_models.py", "train_fz_models.py"
+_TRAIN = "train_fz_models.py"
+_MORE_RUNS = 60
+"""Runs to train where there are too few for an attack, at least."""
+_RECORDED = {
+    "record": ("forgetting_events", "first_learned_epoch", "csl", "lt_iqr"),
+    "record_input_gradients": ("csg", "csg_stopped"),
+    "record_vog": ("vog",),
+}
+"""What each flag of the training records."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,48 @@ class Places:
             config.private_score_dir(dataset), config.sensitivity_dir, dataset, arch, ratio, flags, network_flags,
         )  # fmt: skip
 
-    def command(self, script: str, more: str = "") -> str:
+    def command(self, script: str, *more: str) -> str:
         """Return the command that runs a script for this data set and network."""
-        return " ".join(filter(None, (f"python {script}", self.flags, self.network_flags, more)))
+        return command(script, self.flags, self.network_flags, *more)
+
+    @property
+    def subsets(self) -> Path:
+        """Where the subsets are that private models of the most memorized examples are trained on."""
+        return self.private_models / "subsets" / self.dataset
+
+    @property
+    def ratio_flag(self) -> str:
+        """What names the ratio to the scripts of an ensemble, nothing where it is their default."""
+        return "" if self.ratio == "0.7" else flags_of({"ratio": self.ratio})
+
+
+class StudyAtHand(NamedTuple):
+    """The examples that a training would be on.
+
+    Attributes:
+        subset: What --data_subset takes for them, None where only an index file does.
+        n_examples: Their number.
+        size: Number of examples of the whole data set.
+    """
+
+    subset: str | None
+    n_examples: int
+    size: int
+
+    @staticmethod
+    def of(examples: np.ndarray, size: int) -> StudyAtHand:
+        """Return these positions, sorted, in a data set of so many."""
+        return StudyAtHand(subset_of(examples, size), len(examples), size)
+
+    @property
+    def flag(self) -> str:
+        """The flag for them, nothing for all."""
+        return "" if self.subset in ("all", None) else f"--data_subset {self.subset}"
+
+    @property
+    def words(self) -> str:
+        """What a recipe has to say of them."""
+        return "" if self.subset else "# add --data_subset with the .npy index that chose the examples of what is there"
 
 
 def reliability(of_halves: np.ndarray) -> float | None:
@@ -126,20 +175,63 @@ def _open(places: Places) -> _Ensemble:
     return _Ensemble(places, root, runs, first.examples, content)
 
 
-def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = False) -> Gathered:
+def _first_train(places: Places, study: StudyAtHand) -> dict[str, str]:
+    """Return the recipe of every score where there is no ensemble."""
+    if places.dataset == "imagenet":
+        words = "# Feldman and Zhang's models are to be downloaded (docs/released_models.md); none is trained here"
+        return dict.fromkeys(columns.MEANINGS, words)
+    recorded = {name: _recording(flag) for flag, names in _RECORDED.items() for name in names}
+    found = {}
+    for name, meaning in columns.MEANINGS.items():
+        train = places.command(_TRAIN, places.ratio_flag, study.flag, *recorded.get(name, ()))
+        score = _score(places, name) if meaning.kind == columns.AVERAGED else ""
+        found[name] = recipe(study.words, train, score)
+    return found
+
+
+def _recording(flag: str) -> list[str]:
+    """Return the flags that record this and what is recorded with less, which they replace: any order will do."""
+    flags = list(_RECORDED)
+    wanted = [f"--{one}" for one in flags[: flags.index(flag) + 1]]
+    return [*wanted, "--overwrite"] if wanted[1:] else wanted
+
+
+def _score(places: Places, name: str, runs: Sequence[int] = ()) -> str:
+    """Return the command that scores all networks of an ensemble."""
+    more = flags_of({"ratio": places.ratio, "scores": CURVATURE if name == TRACE else name})
+    script = scorer(places.dataset)
+    if places.dataset == "imagenet":
+        return command(script, flags_of({"start_idx": min(runs), "stop_idx": max(runs)}), more)
+    return places.command(script, more)
+
+
+def _train_again(ensemble: _Ensemble, study: StudyAtHand, *more: str, stop_run: int | None = None) -> str:
+    """Return the recipe that trains the runs as they were trained, with more flags; words where that is not known."""
+    root = ensemble.root / ensemble.places.ratio
+    one = kept(run_dir(ensemble.root, ensemble.places.ratio, ensemble.runs[0]) / "aux_arrays.npz")
+    if one is None or not {"ratio", "seed", "sgd", "data"} <= one.settings.keys():
+        return f"# the runs of {root.parent.name} are not of {_TRAIN}; an ensemble that is has this, too"
+    how = {"ratio": one.settings["ratio"], "seed": one.settings["seed"], **one.settings["sgd"]}
+    how["normalization"] = one.settings["data"].get("normalization")
+    how |= {"start_run": ensemble.runs[0], "stop_run": stop_run or ensemble.runs[-1] + 1}
+    return recipe(study.words, ensemble.places.command(_TRAIN, study.flag, flags_of(how), *more))
+
+
+def ensemble_scores(places: Places, study: StudyAtHand, *, influence: bool = True, matrix: bool = False) -> Gathered:
     """Return what an ensemble's runs and the scores of its models give, to be read.
 
     Args:
         places: Where to look.
+        study: The examples, for the commands that make what is missing.
         influence: Estimate the influence of every example on the test split, too.
         matrix: Keep the influence of every example on every test example, N M floats, also in memory.
 
     Raises:
         InputError: Runs do not belong together, or a file is damaged.
     """
-    root, train = ensemble_root(places.fz_models, places.dataset, places.arch), places.command(_TRAIN)
+    root = ensemble_root(places.fz_models, places.dataset, places.arch)
     if not any((root / places.ratio).glob("*/aux_arrays.npz")):
-        return Gathered(missing=dict.fromkeys(columns.MEANINGS, train))
+        return Gathered(missing=_first_train(places, study))
     ensemble = _open(places)
     runs, found, first = ensemble.runs, ensemble.found, next(ensemble.arrays())
     for run in runs:
@@ -152,20 +244,23 @@ def ensemble_scores(places: Places, *, influence: bool = True, matrix: bool = Fa
             found.work.append(partial(_add_memorization, ensemble, value))
         else:
             names = (f"memorization_{value}", f"consistency_{value}")
-            found.missing.update(dict.fromkeys(names, f"{train}; these runs keep correctness alone"))
+            again = recipe("# these runs keep correctness alone", _train_again(ensemble, study, "--overwrite"))
+            found.missing.update(dict.fromkeys(names, again))
     if first.logodds:
         found.beside[CURVES] = None
-        found.work.append(partial(_add_attacks, ensemble, len(first.index["test"])))
+        more_runs = _train_again(ensemble, study, stop_run=max(_MORE_RUNS, 2 * (ensemble.runs[-1] + 1)))
+        found.work.append(partial(_add_attacks, ensemble, len(first.index["test"]), more_runs))
     else:
-        text = f"{train} --overwrite; these runs keep no log-odds"
-        found.missing.update({name: text for name in columns.MEANINGS if name.startswith(("lira", "rmia"))})
+        again = recipe("# these runs keep no log-odds", _train_again(ensemble, study, "--overwrite"))
+        found.missing.update({name: again for name in columns.MEANINGS if name.startswith(("lira", "rmia"))})
     if influence:
         found.beside.update(dict.fromkeys((PAIRS, MATRIX) if matrix else (PAIRS,)))
         found.work.append(partial(_add_influence, ensemble, "prob" if first.prob else "correctness", matrix))
     else:
-        found.missing["influence_largest"] = found.missing["influence_total"] = places.command("score_table.py")
+        table = places.command("score_table.py", places.ratio_flag)
+        found.missing["influence_largest"] = found.missing["influence_total"] = table
     _find_averages(ensemble)
-    _find_trajectories(ensemble)
+    _find_trajectories(ensemble, study)
     return found
 
 
@@ -178,7 +273,7 @@ def _add_memorization(ensemble: _Ensemble, value: str) -> None:
     ensemble.add(f"consistency_{value}", outside.mean[0], outside.standard_error[0], outside.mean[1:])
 
 
-def _add_attacks(ensemble: _Ensemble, n_population: int) -> None:
+def _add_attacks(ensemble: _Ensemble, n_population: int, more_runs: str) -> None:
     n = len(ensemble.examples)
 
     def with_population() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -195,7 +290,7 @@ def _add_attacks(ensemble: _Ensemble, n_population: int) -> None:
         try:
             attack = exposure(scores, len(ensemble.runs), n)
         except ValueError as error:
-            ensemble.found.missing[name] = f"{ensemble.places.command('train_fz_models.py')}; {error}, train more runs"
+            ensemble.found.missing[name] = recipe(f"# {error}: there are too few runs", more_runs)
             continue
         overall = {"area_under_curve": vars(attack.area)}
         overall |= {f"true_positives_at_{rate:g}": vars(estimate) for rate, estimate in attack.true_at.items()}
@@ -250,8 +345,7 @@ def _find_averages(ensemble: _Ensemble) -> None:
     called = {columns.of_score(*one)[0] for one in there}
     for name, meaning in columns.MEANINGS.items():
         if meaning.kind == columns.AVERAGED and name not in called:
-            score = CURVATURE if name == TRACE else name
-            found.missing[name] = places.command(_SCORER, f"--ratio {places.ratio} --scores {score}")
+            found.missing[name] = _score(places, name, ensemble.runs)
     for (score, step), by_run in there.items():
         found.work.append(partial(_add_average, ensemble, score, step, min(by_run)))
 
@@ -275,7 +369,7 @@ def _add_average(ensemble: _Ensemble, score: str, step: str, run: int) -> None:
     )  # fmt: skip
 
 
-def _find_trajectories(ensemble: _Ensemble) -> None:
+def _find_trajectories(ensemble: _Ensemble, study: StudyAtHand) -> None:
     """Look up which runs recorded what they saw of their examples."""
     places, found = ensemble.places, ensemble.found
     paths = {run: run_dir(ensemble.root, places.ratio, run) / trajectories.NAME for run in ensemble.runs}
@@ -286,17 +380,11 @@ def _find_trajectories(ensemble: _Ensemble) -> None:
             raise InputError(f"{paths[run]}: its sidecar is missing; run {_TRAIN} with --record again")
         check_format(one.path, one.sidecar, trajectories.FORMAT, _TRAIN)
         found.files[f"trajectory of {places.dataset}_{places.arch}_{places.ratio}_{run}"] = str(one.sidecar["sha256"])
-    names = {
-        "--record": ["forgetting_events", "first_learned_epoch", "csl", "lt_iqr"],
-        "--record_input_gradients": ["csg", "csg_stopped"],
-        "--record_vog": ["vog"],
-    }
     first = next(iter(there.values()), None)
     said = first.settings["record"] | {"record": True} if first else {}
-    for flag, missing in names.items():
-        if not said.get(flag.removeprefix("--record_").removeprefix("--")):
-            line = places.command(_TRAIN, f"{flag}, with the flags that the runs were trained with")
-            found.missing.update(dict.fromkeys(missing, line))
+    for flag, missing in _RECORDED.items():
+        if not said.get(flag.removeprefix("record_")):
+            found.missing.update(dict.fromkeys(missing, _train_again(ensemble, study, *_recording(flag))))
     if there:
         found.work.append(partial(_add_trajectories, ensemble, list(there)))
 

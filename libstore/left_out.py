@@ -29,8 +29,8 @@ def check_trained_on(paths: Sequence[Path], expected: bool) -> None:
         if TRAINED_ON in table.names:
             values = set(table.frame([TRAINED_ON])[TRAINED_ON].dropna().unique().tolist())
         if values != {int(expected)}:
-            kind = ("in", "left out of")[expected]
-            raise InputError(f"{path}: {TRAINED_ON} says that its points were {kind} the training")
+            kind = ("in the training", "left out of the training; it goes with --without")[expected]
+            raise InputError(f"{path}: {TRAINED_ON} says that its points were {kind}")
 
 
 def read_left_out(

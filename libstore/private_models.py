@@ -23,6 +23,7 @@ from libstore.comparable import PRIVATE_MODELS, SCORES, Kept, check_alike, check
 from libstore.errors import InputError
 from libstore.fz import RunArrays, read_run
 from libstore.index import BY_COINS, drawn, index_digest, load_array
+from libstore.recipes import named_by
 from libstore.scores import CURVATURE, CURVATURE_FORMAT, index_path, score_path
 from libstore.settings import Settings, setting
 from libstore.store import check_format, file_sha256, flatten, load_scores, read_sidecar
@@ -214,19 +215,15 @@ def find_private_models(
     return models
 
 
-def _kinds(models: Sequence[PrivateModel]) -> Counter[tuple[str, str, str]]:
-    """Count models by data set, network and suffix, with * for a number at its end."""
-    kinds: Counter[tuple[str, str, str]] = Counter()
-    for model in models:
-        suffix = re.sub(r"\d+$", "*", model.settings["suffix"])
-        kinds[model.settings["data"]["dataset"], model.settings["model"]["arch"], suffix] += 1
-    return kinds
+def _kinds(models: Sequence[PrivateModel]) -> Counter[str]:
+    """Count models by the flags that name them, with * for a number at the end of a suffix."""
+    suffixes = (re.sub(r"\d+$", "*", model.settings["suffix"]) for model in models)
+    return Counter(named_by(model.settings, suffix=suffix) for model, suffix in zip(models, suffixes, strict=True))
 
 
 def _listed(models: Sequence[PrivateModel]) -> str:
     """Say of what kinds models are, each with the flags that name it."""
-    kinds = sorted(_kinds(models).items())
-    flags = [f"{n} by --dataset {d} --arch {a} --suffix '{s}'" for (d, a, s), n in kinds]
+    flags = [f"{n} by {named}" for named, n in sorted(_kinds(models).items())]
     return f"; there are: {', '.join(flags)}" if flags else ""
 
 

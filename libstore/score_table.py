@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from libstore.errors import InputError
+from libstore.recipes import in_one_line
 from libstore.score_columns import Meaning
 from libstore.store import Output, exclusive, file_sha256, provenance, read_sidecar, sha256, write_atomic
 
@@ -81,7 +82,7 @@ class Gathered:
 
     Attributes:
         files: Digest of what the scores are made of, by name.
-        missing: For every score that is not there, the command that makes it, or why there is none.
+        missing: For every score that is not there, the recipe that makes it (`libstore.recipes`).
         work: What reads the scores; each adds to `columns`, `beside` and `missing`.
         columns: The scores, once `read` was called.
         beside: Further files to keep with the table, by how their names begin; None until `read` was called.
@@ -287,7 +288,7 @@ def check_ratio(about: Mapping[str, Any], ratio: str, path: Path) -> None:
         raise InputError(f"{path}: of ratio {there}, not {ratio}")
 
 
-def check_columns(about: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
+def check_columns(about: Mapping[str, Any], names: Iterable[str], path: Path, config: str = "") -> None:
     """Refuse scores that a table lacks, with the command that makes them, and list those it has.
 
     Raises:
@@ -295,7 +296,7 @@ def check_columns(about: Mapping[str, Any], names: Iterable[str], path: Path) ->
     """
     for name in names:
         if name not in about["columns"]:
-            made_by = f"; to make it: {about['missing'][name]}" if name in about["missing"] else ""
+            made_by = f"; to make it: {in_one_line(about['missing'][name], config)}" if name in about["missing"] else ""
             raise InputError(f"{path}: no column {name!r}; there are: {', '.join(about['columns'])}{made_by}")
 
 

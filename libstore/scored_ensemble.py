@@ -156,7 +156,7 @@ class ScoredEnsemble:
         self.check()
         for run, arrays in zip(self.runs, checked_runs(self.root, self.ratio, self.runs), strict=True):
             path = self._score_path(run)
-            scores, _ = load_scores(path, score_format(self.score), _scorer(self.dataset))
+            scores, _ = load_scores(path, score_format(self.score), scorer(self.dataset))
             if scores.shape != self.examples.shape:
                 raise InputError(f"{path}: shape {scores.shape}, expected a score for each of {len(self.examples)}")
             mask, values = values_on(arrays, self._folder(run), self.examples, self.value)
@@ -186,7 +186,7 @@ class ScoredEnsemble:
         path = score_path(self.score_dir, LOSS, fz_model_name(self.dataset, self.arch, self.ratio, run))
         if not path.exists():
             return None
-        losses, sidecar = load_scores(path, score_format(LOSS), _scorer(self.dataset))
+        losses, sidecar = load_scores(path, score_format(LOSS), scorer(self.dataset))
         own, other = sidecar["settings"], _sidecar(self._score_path(run)).settings
         differ = [key for key in ("model", "data") if own.get(key) != other.get(key)]
         if differ:
@@ -200,7 +200,7 @@ class ScoredEnsemble:
             InputError: Two files do not belong together; the message names both and what they differ in.
         """
         check_runs(self.root, self.ratio, self.runs)
-        again = f"run {_scorer(self.dataset)} with --overwrite"
+        again = f"run {scorer(self.dataset)} with --overwrite"
         all_scores = []
         for run in self.runs:
             path, folder = self._score_path(run), self._folder(run)
@@ -252,13 +252,14 @@ class ScoredEnsemble:
         paths = {run: score_path(score_dir, score, fz_model_name(dataset, arch, ratio, run), h) for run in there}
         runs = _once({run: path for run, path in paths.items() if path.exists()})
         if not runs:
-            raise InputError(f"{paths[there[0]]}: no model of {root / ratio} has this score; run {_scorer(dataset)}")
+            raise InputError(f"{paths[there[0]]}: no model of {root / ratio} has this score; run {scorer(dataset)}")
         examples = load_array(index_path(score_dir, _sidecar(paths[runs[0]]).settings["data"]["index_sha256"]))
         missing = sorted(set(range(start_run, (there[-1] + 1) if stop_run is None else stop_run)) - set(runs))
         return ScoredEnsemble(root, dataset, arch, ratio, runs, missing, examples, score_dir, h, value, score)
 
 
-def _scorer(dataset: str) -> str:
+def scorer(dataset: str) -> str:
+    """Return the script that scores the networks of an ensemble on these data."""
     return "calc_curv_fz_imagenet_models.py" if dataset == "imagenet" else "calc_curv_fz_models.py"
 
 

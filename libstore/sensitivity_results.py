@@ -44,7 +44,8 @@ _LENGTH = ("total_steps", "epochs")
 _TRAINING = ("eps", "delta", "lr")
 _SHARED = (*_TEXT_SETTINGS, "batch_size", "cn", "epochs", *_TRAINING)
 _CLIPPING_SLACK = 1e-4
-MAKER = "sensitivity/compute_sensitivity.py"
+_ONE_EXPERIMENT = "; give the runs of one experiment, without removals and folds beside them"
+MAKER, RANKER = "sensitivity/compute_sensitivity.py", "sensitivity/compo_res/rank.py"
 
 
 @dataclass(frozen=True)
@@ -242,14 +243,14 @@ def _check_settings(settings: dict[str, tuple[Any, Path]]) -> list[float]:
 
 
 def _check_one_experiment(runs: dict[str, _Run], paths: Sequence[Path]) -> None:
-    check_alike(_trainings(paths), RUNS)
+    check_alike(_trainings(paths), RUNS, _ONE_EXPERIMENT)
     first_label, first = next(iter(runs.items()))
     seen: dict[bytes, str] = {}
     for label, run in runs.items():
         for name, here, there in (("point", run.points, first.points), ("step", run.steps, first.steps)):
             extra = np.setxor1d(here, there)
             if extra.size:
-                raise InputError(f"{name} {extra[0]} is in only one of {first_label} and {label}")
+                raise InputError(f"{name} {extra[0]} is in only one of {first_label} and {label}{_ONE_EXPERIMENT}")
         digest = hashlib.sha256(run.values[DISTANCE].tobytes() + run.accuracy.tobytes()).digest()
         if digest in seen:
             raise InputError(f"{label}: identical bit for bit to {seen[digest]}; one run counts once, leave one out")
@@ -312,7 +313,7 @@ def check_removal(rankings: Sequence[Path], results: Sequence[Sequence[Path]]) -
         name = one.sidecar.get("provenance", {}).get("file") if one else None
         costs = one.path.with_name(name) if one and name else None
         if one and costs and costs.exists():
-            _check_made_of(one, [costs], "sensitivity/compo_res/rank.py")
+            _check_made_of(one, [costs], RANKER)
             totals.append(_kept(costs))
             if files and totals[-1]:
                 _check_made_of(totals[-1], files, "renyi_per_instance_sum_compo.py, or give the files it was made of")
@@ -361,9 +362,24 @@ def read_ranking(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: The file cannot be read, lacks a column, repeats a point or holds a cost that is no number >= 0.
     """
-    check_there(path, "sensitivity/compo_res/rank.py")
+    check_there(path, RANKER)
+    if TOTAL not in open_table(path).names:
+        remedy = f"give the ..._ranked.csv that {RANKER} makes"
+        raise InputError(f"{path}: no ranking, it lacks the column {TOTAL!r}; {remedy}")
     table = _read_columns(path, ("point", TOTAL))
     return table["point"].astype(np.int64), table[TOTAL]
+
+
+def tell_constant(costs: Iterable[tuple[object, np.ndarray]]) -> None:
+    """Say on stderr why rank correlations of these costs, each a name and an array (P,), are undefined, if any is.
+
+    Costs that are all equal have no ranks to correlate; `libscores.ranking.rank_agreement` is NaN for them.
+    """
+    constant = list(dict.fromkeys(str(name) for name, values in costs if np.ptp(values) == 0))
+    if constant:
+        more = f" and {len(constant) - 1} more" if len(constant) > 1 else ""
+        text = "all points cost the same; rank correlations with that are undefined (nan, in files empty)"
+        print(f"{constant[0]}{more}: {text}", file=sys.stderr)
 
 
 def read_totals(path: str | Path, cost: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import libcli as cli
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +58,6 @@ def read_points(text: str, size: int) -> np.ndarray:
         except (OSError, ValueError, UnicodeDecodeError) as error:
             raise InputError(f"{text}: cannot read points: {error}") from error
     return check_index(points, size, text)
-
-
-def stage_steps(stages: Iterable[float], total_steps: int, checkpoint_steps: np.ndarray) -> list[int]:
-    """Return the checkpoint next to each share of the training, the earlier one on a tie, without repeats."""
-    wanted = [share * total_steps for share in stages]
-    return sorted({int(checkpoint_steps[np.argmin(np.abs(checkpoint_steps - step))]) for step in wanted})
 
 
 def choose_points(measuring: MeasureSettings, study: Study, removed: np.ndarray) -> np.ndarray:
@@ -128,7 +122,7 @@ def kept_checkpoints(folder: Path, study: Study, settings: DPSettings, measuring
     if strange:
         remedy = "--checkpoints measures under them, --name trains in another folder"
         raise InputError(f"{strange[0]}: not a checkpoint of this program; {remedy}")
-    return Checkpoints(folder, np.unique([*range(0, total, measuring.save_freq), total]), decided)
+    return Checkpoints(folder, np.array(measuring.kept_steps(total)), decided)
 
 
 def _others_checkpoints(
@@ -266,11 +260,10 @@ def measure_stages(
     import pandas as pd
 
     rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-    stages, total = measuring.shares, trainer.plan.steps
-    wanted = stage_steps(stages, total, checkpoints.steps)
-    if len(wanted) < len(stages):
-        kept = f"{len(checkpoints.steps)} checkpoints of {trainer.plan.steps} steps"
-        cli.warn(f"{checkpoints.folder}: {len(wanted)} stages in place of {len(stages)}, for {kept}; see --save_freq")
+    total, kept = trainer.plan.steps, checkpoints.steps.tolist()
+    wanted, fewer = measuring.stage_steps(total, kept), measuring.fewer_stages(total, kept)
+    if fewer:
+        cli.warn(f"{checkpoints.folder}: {fewer}")
     tables: list[pd.DataFrame] = []
     with cli.progress(len(wanted), f"measuring {checkpoints.folder.name}", "stages") as bar:
         for step in wanted:

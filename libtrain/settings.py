@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -207,6 +208,22 @@ class MeasureSettings(Settings):
     def shares(self) -> list[float]:
         """The shares of the training at which to measure."""
         return [i / (self.stages - 1) for i in range(self.stages)] if self.stage is None else [self.stage]
+
+    def kept_steps(self, total: int) -> list[int]:
+        """Return the steps at which a training of so many keeps its weights: every so many, and the last."""
+        return [*range(0, total, self.save_freq), total]
+
+    def stage_steps(self, total: int, kept: Sequence[int]) -> list[int]:
+        """Return the kept step next to each stage of a training, the earlier one on a tie, without repeats."""
+        wanted = (share * total for share in self.shares)
+        return sorted({min(kept, key=lambda step: (abs(step - share), step)) for share in wanted})
+
+    def fewer_stages(self, total: int, kept: Sequence[int]) -> str:
+        """Return what to say where these kept steps give fewer stages than asked for; nothing where they do not."""
+        found, asked = len(self.stage_steps(total, kept)), len(self.shares)
+        if found == asked:
+            return ""
+        return f"{found} stages in place of {asked}, for {len(kept)} checkpoints of {total} steps; see --save_freq"
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,18 @@ read_flags() {
     done
 }
 
-# check_line LINE: refuse a job line whose flags its script does not take; nothing else of it is done.
+# check_line LINE: refuse a job line whose flags its script does not take, and hand on what it says of them; nothing else
+# of it is done.
 check_line() {
     said=$(cd -- "$(dirname -- "$script_file")/.." && FLAGS_ONLY=1 sh -c "$1" 2>&1) || {
         status=$?
         said=$(echo "$said" | tail -n 1)
         [ "$status" != 2 ] || refuse "$said"
         [ -n "${unable:-}" ] || say "flags are not checked, as the script does not start here: $said" >&2
-        unable=1
+        unable=1 said=''
     }
+    [ "$said" = "${remark:-}" ] || say "$said" >&2
+    remark=$said
 }
 
 # refuse_flags WHY NAME...: refuse if one of these is in $flags.

@@ -28,6 +28,18 @@ folder() {
 cli.run(lambda: print(config.load_config(sys.argv[1]).sensitivity_dir))' "$config"
 }
 
+# same_runs: refuse another number of runs than run_loop.sh has left; with --overwrite, fewer are the first of them.
+same_runs() {
+    there=0
+    for file in "$folder"/res/res[1-9]*.csv; do
+        file=${file##*/res}
+        case ${file%.csv} in *[!0-9]*) ;; *) there=$((there + 1)) ;; esac
+    done
+    has="--runs $runs: $folder/res has $there runs of run_loop.sh"
+    for run in $(seq "$runs"); do [ -e "$folder/res/res$run.csv" ] || refuse "$has, and no res$run.csv"; done
+    [ "$there" = "$runs" ] || [ -n "$overwrite" ] || refuse "$has; give --runs $there, or --overwrite to go by the first"
+}
+
 # train PREFIX FLAGS...: runs 1 to $runs, named PREFIX and their number, as lines of a job file, with $flags and FLAGS.
 # With a PREFIX they will be compared with the runs without one, and must be of the same flags.
 train() {

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from libmodels.devices import describe_device, resolve_device
-    from libtrain.gradient_norms import kept_checkpoints, load_study_and_points, stage_steps
+    from libtrain.gradient_norms import kept_checkpoints, load_study_and_points
     from libtrain.mean_rule import FORMAT, measure_mean_rule
     from libtrain.private_study import plan_privacy
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         trainer = study.trainer(dp, plan, device)
         rows = torch.from_numpy(np.searchsorted(study.data.index, points))
-        wanted = stage_steps(measuring.shares, plan.steps, checkpoints.steps)
+        wanted = measuring.stage_steps(plan.steps, checkpoints.steps.tolist())
         tables = []
         with cli.progress(len(wanted), "mean rule", "stages") as bar:
             for step in wanted:

@@ -1,7 +1,7 @@
 r"""Compare two rankings of the same points, before and after a removal say: every metric of the study.
 
-    python sensitivity/rank_eval.py compo_res/compo_res_all_ranked.csv compo_res_rm/compo_res_all_ranked.csv \
-        --results_before res/res*.csv --results_after res_rm/res*.csv --paired
+    python sensitivity/rank_eval.py compo_res/compo_res_all_ranked.csv compo_res/compo_res_cheapest_100_ranked.csv \
+        --results_before res/res[0-9]*.csv --results_after res/res_cheapest_100_[0-9]*.csv --paired
 
 Spearman, Kendall and the mean rank shift of the shared points, adjusted by ranking them again among themselves, the
 ratio of their costs, and the same of permuted points as a control. With the result files of both: the realised costs
@@ -9,6 +9,7 @@ and epsilons of single runs (with --paired, run k before beside run k after) wit
 of other seeds with nothing removed as the yardstick, and of averages over runs trajectories of the clipped norm,
 correctness and test accuracy. Refused: result files of one training measured twice, as the published ones are, whose
 0.9800, 0.9370 and 19.21 (100 of 1,000 MNIST points removed) compare a training with itself (docs/differences.md).
+Correlations with what is constant, such as costs where every norm is clipped, are undefined: nan, and it is said.
 
 Inputs: two files of sensitivity/compo_res/rank.py, `point,Total Privacy Cost`. Output: the table, and with --output
 a CSV of it with a JSON sidecar. Measured: 1,000 points and 10 runs in 9 s.
@@ -27,7 +28,7 @@ from libscores import ranking, renyi
 from libscores.statistics import Estimate
 from libstore import store
 from libstore.errors import InputError
-from libstore.sensitivity_results import check_removal, read_ranking, read_results, table_bytes
+from libstore.sensitivity_results import check_removal, read_ranking, read_results, table_bytes, tell_constant
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     costs, gone = before[order][kept], before[order][~kept]
     table: dict[str, Estimate | float] = {"points": float(kept.sum()), "points_removed": float(gone.size)}
     table |= ranking.compare_rankings(costs, after[order_after], gone, args.seed)
+    compared: list[tuple[object, np.ndarray]] = [(args.before, costs), (args.after, after)]
     if args.results_before:
         shared = np.sort(points_after)
         runs_before, stages, labels = load_runs(args.results_before, shared, args.alpha, args.delta)
@@ -115,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_removal([args.before, args.after], [args.results_before, args.results_after])
     if args.results_before:
         table |= ranking.compare_runs(runs_before, runs_after, args.paired, args.resamples, args.seed)
+        for names, runs in ((labels, runs_before), (labels_after, runs_after)):
+            compared += [*zip(names, runs.costs, strict=True), *zip(names, runs.epsilons, strict=True)]
+    tell_constant(compared)
     for name, value in table.items():
         print(f"{name:42s} {value if isinstance(value, Estimate) else format(value, '.4g')}")
     if output:

@@ -25,7 +25,7 @@ from libscores import cost_curves, ranking, renyi
 from libscores.statistics import spearman
 from libstore import store
 from libstore.errors import InputError
-from libstore.sensitivity_results import read_step_costs, read_totals
+from libstore.sensitivity_results import read_step_costs, read_totals, tell_constant
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pd.DataFrame(ranking.saved_rounds(rounds, removed)),
         pd.DataFrame(fewer_checkpoints(args.totals, removed, args.every)),
     ]
+    tell_constant(zip(args.totals, (one.costs for one in rounds), strict=True))
     print(f"{len(rounds) - 1} rounds, {removed} of {rounds[0].points.size} points each, by {args.cost}")
     for table in tables:
         print(table.to_string(index=False, float_format="{:.4g}".format))

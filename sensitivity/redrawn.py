@@ -30,7 +30,7 @@ from libscores.statistics import Estimate, median_interval
 from libstore import store
 from libstore.errors import InputError
 from libstore.instance_tables import AccountSettings, account_runs
-from libstore.sensitivity_results import read_results
+from libstore.sensitivity_results import read_results, tell_constant
 
 
 def parse(argv: Sequence[str] | None) -> cli.Namespace:
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = compare(epsilons[:runs], accuracy[:runs], redrawn)
     parts = [(redrawn, name, one.value, one.low, one.high) for redrawn, name, one in rows]
     table = pd.DataFrame(parts, columns=["redrawn", "statistic", "value", "low", "high"])
+    tell_constant(zip(results.runs, epsilons, strict=True))
     print(f"{runs} runs, {results.points.size} points; one-sided: with the point || without")
     for seed, name, one in rows:
         print(f"{seed:12s} {name:32s} {one}")

@@ -9,6 +9,7 @@
 refuse_flags 'is set here' run name seed remove_points
 folds=${folds:-2}
 folder=$(folder)
+same_runs
 job "$python" sensitivity/folds.py "$folder/res/res1.csv" --folds "$folds" --fold_size "$fold_size" \
     ${overwrite:+"$overwrite"}
 for fold in $(seq "$folds"); do

@@ -8,6 +8,7 @@
 refuse_flags 'is set here' run name seed remove_points
 which=${which:-cheapest}
 folder=$(folder)
+same_runs
 compo=$folder/compo_res
 list=$compo/compo_res_all_${which}_$remove
 account '' compo_res_all ${overwrite:+"$overwrite"}

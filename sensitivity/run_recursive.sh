@@ -9,6 +9,7 @@
 . "$(dirname -- "$0")/common.sh"
 refuse_flags 'is set here' run name seed remove_points
 folder=$(folder)
+same_runs
 compo=$folder/compo_res
 account '' compo_res_all ${overwrite:+"$overwrite"}
 source=$compo/compo_res_all gone='' totals='' round=1

@@ -160,7 +160,7 @@ def test_the_atlas_says_what_the_table_holds(study: Path) -> None:
     expected = stats.spearmanr(table["memorization_prob"], table["curvature"], nan_policy="omit").statistic
     row = next(row for row in rows if row["statistic"] == "Spearman(memorization_prob, curvature)")
     assert row["value"] == pytest.approx(expected) and row["low"] < expected < row["high"]
-    assert "missing: grand; to make it: python calc_curv_fz_models.py" in printed and "3 networks" in printed
+    assert "missing: grand; to make it:\n    python calc_curv_fz_models.py" in printed and "3 networks" in printed
     cells = json.loads((study / "figure_dir" / "score_atlas.ipynb").read_text())["cells"]
     figures = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
     assert len(figures) == 5 and (study / "figure_dir" / "score_atlas_mnist_smallcnn.png").exists()

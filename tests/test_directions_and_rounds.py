@@ -55,7 +55,10 @@ def test_points_left_out_are_measured_without_them(study: Path) -> None:
     fold = sorted(int(word) for word in (results / "compo_res" / "fold_1.txt").read_text().split())
     before = kept(results)
     assert finish("run_folds.sh", *line)[0] == 0 and kept(results) == before
-    left, whole = pd.read_csv(results / "res" / "res_without_1_1.csv"), pd.read_csv(results / "res" / "res1.csv")
+    left_file = results / "res" / "res_without_1_1.csv"
+    left, whole = pd.read_csv(left_file), pd.read_csv(results / "res" / "res1.csv")
+    mixed = run_script("renyi_per_instance_sum_compo.py", results / "res" / "res1.csv", left_file)
+    assert_refused(mixed, left_file, "left out of the training; it goes with --without")
     assert sorted(left["point"].unique()) == fold and left["trained_on"].unique().tolist() == [0]
     assert "trained_on" not in whole
     for column in ("p", "sigma", "total_steps", "seed"):
@@ -144,6 +147,24 @@ def test_bad_rounds_and_folds_are_refused(study: Path, tmp_path: Path) -> None:
     assert_refused(run_script(*line, "--points", "removed"), "--points removed", "--remove_points")
     few = ("--remove-points", gone, "--points", "removed", "--points-sample", 3)
     assert_refused(run_script(*line, *few), "--points_sample 3", "--points removed")
+
+
+@pytest.mark.parametrize("script", ["run_folds.sh", "run_recursive.sh", "run_loop_rm.sh"])
+def test_another_number_of_runs_than_there_is_told_before_any_work(script: str, tmp_path: Path) -> None:
+    config, results = write_config(tmp_path), tmp_path / "sensitivity_dir"
+    (results / "res").mkdir(parents=True)
+    for name in ("1", "2", "3", "_order", "_cheapest_4_1", "1_stage_0.5"):
+        (results / "res" / f"res{name}.csv").touch()
+    (results / "res" / "old").mkdir()
+    (results / "res" / "old" / "res4.csv").touch()
+    before = tree(tmp_path)
+    for runs, said in ((2, "; give --runs 3, or --overwrite to go by the first"), (4, ", and no res4.csv")):
+        status, _, err = finish(script, "--runs", runs, "--config", config)
+        wanted = f"--runs {runs}: {results}/res has 3 runs of run_loop.sh{said}\n"
+        assert (status, err) == (2, f"{script.removesuffix('.sh')}: {wanted}")
+    assert tree(tmp_path) == before and not (results / "compo_res").exists()
+    said = finish(script, "--runs", 2, "--overwrite", "--config", config)[2]
+    assert "--runs" not in said and "res1.csv" in said
 
 
 def test_every_step_says_what_stages_lose(study: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -75,7 +76,9 @@ def test_the_demo_makes_every_committed_notebook() -> None:
 
 
 @pytest.mark.parametrize("words", README, ids=lambda words: Path(words[0]).stem)
-def test_lines_of_the_readme_look_where_their_configuration_says(words: list[str], bare: Path) -> None:
+def test_lines_of_the_readme_look_where_their_configuration_says(
+    words: list[str], bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each names its configuration; without results it says what was looked for, what is there and what makes it."""
     notebook = prepared(words, bare)
     said = assigned(notebook)
@@ -90,6 +93,12 @@ def test_lines_of_the_readme_look_where_their_configuration_says(words: list[str
     assert made_by and (ROOT / made_by[1]).exists() and made_by[2] == config, error.value
     for kind in ("dataset", "arch"):
         assert f"--{kind} {said.get(kind, '')}" in str(error.value) or kind not in said or "runs" in said
+    monkeypatch.setenv("FLAGS_ONLY", "1")
+    for line in str(error.value).split("; to make it: ")[1].split(" && "):
+        program, script, *flags = shlex.split(line)
+        assert flags[-2:] == ["--config", config]
+        if program == "python":
+            assert run_script(script, *flags).returncode == 0, line
 
 
 def edited(path: Path, **values: object) -> dict:

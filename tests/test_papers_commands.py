@@ -93,6 +93,10 @@ def test_what_is_there_is_listed(papers_config: Path, tmp_path: Path) -> None:
     (run / "aux_arrays.json").write_text(json.dumps({"settings": settings, "sha256": "0"}))
     result = run_script("calc_curv_fz_models.py", "--config", papers_config)
     assert_refused(result, "there are: 1 runs by --dataset mnist --arch smallcnn --ratio 0.7")
+    settings = {"data": {"dataset": "letters"}, "model": {"arch": "build", "source": "0"}}
+    (run / "aux_arrays.json").write_text(json.dumps({"settings": settings, "sha256": "0"}))
+    said = "--dataset_name letters --arch_name build --ratio 0.7 with the --dataset and --arch of that name"
+    assert_refused(run_script("calc_curv_fz_models.py", "--config", papers_config), f"there are: 1 runs by {said}")
 
 
 def test_each_data_set_may_have_folders_of_its_own(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ENSEMBLE_FLAGS, assert_refused, run_script, tree
+from conftest import ENSEMBLE_FLAGS, ROOT, assert_refused, run_script, tree
 from released_files import write_config, write_scored_imagenet
 from scipy import stats
 from script_cases import CASES, KIND, Trees
@@ -105,7 +110,8 @@ def test_columns_are_what_the_files_of_the_runs_say(scored: Path) -> None:
     expected = np.mean(sides["train"]) - np.mean(sides["removed"])
     assert pairs["influence"][17, 0] == pytest.approx(expected, abs=1e-5) == table["influence_largest"][17]
     assert set(about["missing"]) >= {"loss", "grand", "instance_epsilon_realised", "epsilon_sensitivity"}
-    assert "--scores loss" in about["missing"]["loss"] and "missing: loss; to make it: python calc_curv" in said
+    assert "--scores loss" in about["missing"]["loss"] and "missing: loss; to make it:\n    python calc_curv" in said
+    assert "--config" not in json.dumps(about["missing"])
 
 
 def test_text_and_parquet_hold_the_same_and_a_second_run_changes_nothing(scored: Path) -> None:
@@ -193,14 +199,103 @@ def test_nothing_to_gather_names_the_command_that_trains(scored: Path) -> None:
     assert_refused(result, "no score of mnist and lenet5", "train_fz_models.py --dataset mnist --arch lenet5 --config")
 
 
+def printed_commands(said: str) -> dict[str, list[str]]:
+    """The commands below each line that says what is missing; all other lines below it are words."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in said.splitlines():
+        names = re.fullmatch(r"missing: (.*); to make (?:it|them):", line)
+        if names:
+            lines = []
+            found |= {name: lines for name in names[1].split(", ")}
+        elif line.startswith("    ") and not line.startswith("    # "):
+            lines.append(line[4:])
+    assert "missing" not in "".join(map(str, found.values())) and "to make" not in "".join(map(str, found.values()))
+    return found
+
+
+def assert_taken(lines: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that the scripts take the flags of commands, typed at the top of the repository; nothing is trained."""
+    monkeypatch.setenv("FLAGS_ONLY", "1")
+    monkeypatch.setenv("RUNS", "1")  # of the loops, where the line does not say
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for line in dict.fromkeys(lines):
+        words = shlex.split(line)
+        if words[0] == "python":
+            result = run_script(words[1], *words[2:])
+        else:
+            result = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0 and "error" not in result.stderr, (line, result.stderr)
+    monkeypatch.delenv("FLAGS_ONLY")
+
+
+def test_printed_commands_are_taken_as_typed_where_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data and network of one's own, fewer than a batch of the papers."""
+    x, y = np.zeros((60, 8), np.float32), np.arange(60) % 3
+    np.savez(tmp_path / "letters.npz", train_x=x, train_y=y, test_x=x, test_y=y)
+    (tmp_path / "net.py").write_text("from torch import nn\ndef net(num_classes, width):\n    return nn.Identity()\n")
+    own = ("--dataset", tmp_path / "letters.npz", "--arch", tmp_path / "net.py:net", "--arch_options", "width=8")
+    config = write_config(tmp_path)
+    result = run_script("score_table.py", *own, "--dataset_name", "a", "--ratio", 0.5, "--config", config)
+    assert result.returncode == 2
+    found = printed_commands(result.stdout)
+    assert set(MEANINGS) <= set(found) and len(found) == len(MEANINGS) + 6
+    lines = [line for of in found.values() for line in of]
+    assert all(line.removesuffix(" | sh").endswith(f" --config {config}") for line in lines)
+    assert len(found["curvature"]) == 2 and len(found["private_memorization_eps_E"]) == 3
+    assert_taken(lines, monkeypatch)
+    (error,) = result.stderr.splitlines()
+    assert error.endswith(found["memorization_prob"][0])
+
+
+def test_printed_commands_give_what_is_missing(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, said = table_of(scored)
+    found = printed_commands(said)
+    assert_taken((line for of in found.values() for line in of if line.startswith("python")), monkeypatch)
+    for name in ("csl", "csg", "loss"):  # the second replaces the first
+        for line in found[name]:
+            words = shlex.split(line)
+            result = run_script(words[1], *words[2:])
+            assert result.returncode == 0, result.stderr
+    table, about, _ = table_of(scored)
+    assert {"csg", "csg_stopped", "csl", "loss"} <= set(table) and not {"csg", "csl", "loss"} & set(about["missing"])
+
+
+def test_printed_commands_of_private_models_are_those_of_the_models_there(
+    private: Path, trees: Trees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(private, folder)
+    config = write_config(folder, data_dir=json.loads((private / "config.json").read_text())["data_dir"])
+    for path in (folder / "private_model_dir").glob("*_eps_50_*"):
+        shutil.rmtree(path)
+    ended = trees.server.run("score_table.py", [*KIND, "--config", str(config), "--overwrite"])
+    assert ended.status == 0, ended.errors
+    found = printed_commands(ended.output)
+    assert_taken((line for of in found.values() for line in of), monkeypatch)
+    (line,) = found["epsilon_sensitivity"]
+    printed = subprocess.run(
+        ["sh", "-c", line.removesuffix(" | sh")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (words,) = map(shlex.split, printed.stdout.splitlines())
+    ended = trees.server.run(words[1], words[2:])
+    assert ended.status == 0, ended.errors
+    ended = trees.server.run("score_table.py", [*KIND, "--config", str(config)])
+    assert ended.status == 0, ended.errors
+    assert read_table(table_path(folder / "score_dir", "cifar10", "smallcnn"))[1]["columns"]["epsilon_sensitivity"]
+
+
 def test_commands_for_what_is_missing_are_about_the_examples_at_hand(scored: Path) -> None:
     """The 200 digits of the ensemble: fewer than the published number of points, and not all of MNIST."""
     _, about, _ = table_of(scored)
-    assert "train_dp.py --dataset mnist --arch smallcnn --data_subset 200" in about["missing"]["epsilon_sensitivity"]
-    line, then = about["missing"]["instance_epsilon_realised"].split(", ", 1)
+    train = about["missing"]["epsilon_sensitivity"].splitlines()[-1]
+    assert train.startswith("python train_dp.py --dataset mnist --arch smallcnn ") and " --data_subset 200" in train
+    line, then = about["missing"]["instance_epsilon_realised"].splitlines()
     words = shlex.split(line)
-    assert words[:2] == ["sh", "sensitivity/run_loop.sh"] and then.startswith("then run_compo.sh")
-    small = ("--epochs", 1, "--stages", 2, "--batch_size", 50, "--accountant", "rdp")
+    assert words[:2] == ["sh", "sensitivity/run_loop.sh"] and then == "sh sensitivity/run_compo.sh"
+    small = ("--epochs", 1, "--stages", 2, "--accountant", "rdp")
     result = run_script("sensitivity/compute_sensitivity.py", *words[2:], *small, "--config", scored / "config.json")
     assert result.returncode == 0, result.stderr
     rows = pd.read_csv(scored / "sensitivity_dir" / "res" / "res1.csv")

@@ -438,6 +438,27 @@ def test_the_documented_loops_pasted_whole_follow_each_other(tmp_path: Path) -> 
         assert (begin, end) == ("begin", "end") and what == same
 
 
+def test_patterns_of_result_files_take_the_runs_of_one_experiment(tmp_path: Path) -> None:
+    """As a shell reads them, where removals, folds and redrawn seeds lie beside the runs."""
+    folder, runs = tmp_path / "sensitivity" / "res", ("1", "2", "3")
+    folder.mkdir(parents=True)
+    (tmp_path / "res").symlink_to(folder)
+    for prefix in ("", "_cheapest_100_", "_cheapest_10_", "_random_100_", "_without_1_"):
+        for run in runs:
+            (folder / f"res{prefix}{run}.csv").touch()
+    (folder / "res_order.csv").touch()
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*.py"), *ROOT.glob("sensitivity/**/*.py")]
+    text = "\n".join(page.read_text() for page in pages)
+    patterns = set(re.findall(r"[\w/]*\bres/res[\w/]*[*\[][^\s`]*", text))
+    assert len(patterns) >= 4
+    for pattern in patterns:
+        found = subprocess.run(
+            ["sh", "-c", f"ls -- {pattern}"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        names = [Path(name).stem for name in found.stdout.split()]
+        assert [name[-1] for name in names] == list(runs) and len({name[:-1] for name in names}) == 1, pattern
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ids=lambda p: p.name)
 def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, execute_notebook, tree, write_config
+from conftest import ROOT, assert_refused, execute_notebook, run_script, tree, write_config
 
 LOOPS = sorted((ROOT / "sensitivity").glob("*.sh"))
 FLAGS = (
@@ -80,6 +80,8 @@ def test_removal_experiment(study: Path) -> None:
     everything, config = tree(folder), study / "config.json"
     assert finish("run_compo.sh", "--runs", 2, "--remove", 5, "--which", "random", "--config", config)[0] == 0
     assert tree(folder) == everything
+    mixed = run_script("renyi_per_instance_sum_compo.py", *sorted((folder / "res").glob("res*.csv")))
+    assert_refused(mixed, "res_random_5_1.csv and ", "res1.csv differ in ", "give the runs of one experiment")
 
 
 @pytest.mark.slow
@@ -164,3 +166,36 @@ def test_a_job_line_for_every_seed_and_epsilon() -> None:
     ]
     assert len({w[w.index("--name") + 1] for w in words}) == 4
     assert all(w[:2] == ["python", "sensitivity/compute_sensitivity.py"] and w[-2:] == ["--stages", "5"] for w in words)
+
+
+def test_too_few_checkpoints_for_the_stages_are_said_before_the_training(tmp_path: Path) -> None:
+    """12 steps; the network is not there, so that the training fails, but no flag."""
+    said = "7 stages in place of 41, for 7 checkpoints of 12 steps; see --save_freq\n"
+    line = (*FLAGS, "--stages", 41, "--config", write_config(tmp_path), "--arch", "nowhere.py:f")
+    status, _, err = finish("run_loop.sh", *line, "--runs", 1)
+    assert status == 1 and err.startswith(f"run_loop: compute_sensitivity.py: {said}") and err.count(said) == 1
+    words = map(str, (*FLAGS, "--stages", 41, "--dataset", "mnist fashionmnist"))
+    generator = ["sh", "scripts/create_per_instance_renyi_jobs.sh", *words]
+    path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    err = subprocess.run(generator, cwd=ROOT, env=ENVIRONMENT | path, capture_output=True, text=True, check=True).stderr
+    assert err == f"create_per_instance_renyi_jobs: compute_sensitivity.py: {said}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [
+        ((), ""),
+        (("--save_freq", 101), ""),  # 9,375 steps, a stage every 234
+        (("--save_freq", 300), "32 stages in place of 41, for 33 checkpoints of 9375 steps"),  # 9,300 is next to none
+        (("--data_subset", 2000), "5 stages in place of 41, for 5 checkpoints of 312 steps"),
+        (("--data_subset", 2000, "--stages", 4), ""),
+        (("--data_subset", 2000, "--stage", 0.5), ""),
+        (("--dataset", "somewhere.py:function", "--data_subset", 2000), ""),
+        (("--data_subset", "nowhere.npy"), ""),
+    ],
+)  # fmt: skip
+def test_flags_alone_tell_of_too_few_checkpoints(
+    flags: tuple[object, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAGS_ONLY", "1")
+    result = run_script("sensitivity/compute_sensitivity.py", *flags)
+    assert result.returncode == 0 and result.stderr.count("\n") == bool(said) and said in result.stderr

@@ -529,7 +529,10 @@ def test_comparison_refuses_what_does_not_fit(tmp_path):
     both = ("--results_before", *before, "--results_after")
     assert_refused(run_script(EVAL, ranked_before, ranked_after, *both, *after[:2], "--paired"), "3 runs", "2")
     assert_refused(run_script(EVAL, ranked_before, ranked_before, *both, *after), "lacks point 3")
-    assert_refused(run_script(EVAL, before[0], ranked_after), "res1.csv", "Total Privacy Cost")
+    totals = Path(str(ranked_before).replace("_ranked", "_totals"))
+    for wrong in ((before[0], ranked_after), (ranked_before, totals)):
+        expected = "give the ..._ranked.csv that sensitivity/compo_res/rank.py makes"
+        assert_refused(run_script(EVAL, *wrong), *set(wrong) - {ranked_before, ranked_after}, expected)
     bad = tmp_path / "bad.csv"
     for content, mention in (
         ("1,2\n1,3\n", "point 1 is repeated"),
@@ -544,6 +547,24 @@ def test_comparison_refuses_what_does_not_fit(tmp_path):
         run_script(RANK, compo / "compo_res_all_totals.csv", "--cost", "price"), "'price'", "largest of R runs"
     )
     assert_refused(run_script(RANK, compo / "compo_res_all_totals.csv", "--select", 7), "--select 7")
+
+
+def test_costs_that_are_all_equal_have_no_rank_correlation_and_it_is_said(tmp_path):
+    both = write_runs(tmp_path / "before", runs=2), write_runs(tmp_path / "after", runs=2, points=POINTS[2:])
+    rankings = []
+    for files in both:
+        for file in files:
+            pd.read_csv(file).assign(**{"distance (sum)": 1 / BATCH}).to_csv(file, index=False)  # all are clipped
+        run_ok(COMPO, *files)
+        run_ok(RANK, files[0].parent.parent / "compo_res" / "compo_res_all_totals.csv")
+        rankings.append(files[0].parent.parent / "compo_res" / "compo_res_all_ranked.csv")
+    flags = ("--results_before", *both[0], "--results_after", *both[1], "--output", tmp_path / "table.csv")
+    found = run_script(EVAL, *rankings, *flags)
+    said = "and 5 more: all points cost the same; rank correlations with that are undefined (nan, in files empty)"
+    assert (found.returncode, found.stderr) == (0, f"{rankings[0]} {said}\n")
+    table = pd.read_csv(tmp_path / "table.csv").set_index("metric")["value"]
+    undefined = {name for name in table.index if "spearman" in name or "kendall" in name}
+    assert set(table.index[table.isna()]) == undefined | {"trajectory_correlation"}
 
 
 def test_one_training_measured_twice_is_refused(tmp_path):

@@ -194,7 +194,7 @@ def parity_part(bench: Bench) -> Iterator[Row]:
             model = network("lenet5", 1)
             with scoring(model, device):
                 (row,) = find_scores(name)
-                values = row.start(model, ScoreSettings(scores=name))(*on_device(x, y, device), np.arange(n))
+                values = row.start(model, ScoreSettings(scores=name))(*on_device(model, x, y, device), np.arange(n))
                 found.append(np.concatenate([torch.as_tensor(value).cpu().double() for value in values.values()]))
         return verdict(float(np.abs(found[1] - found[0]).max() / np.abs(found[0]).max()), 1e-4)
 

@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ def curvature(
     with scoring(model, device), fast_gradients_by_gray_images(model):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
-            x, y = on_device(images[rows], labels[rows], device)
+            x, y = on_device(model, images[rows], labels[rows], device)
             network, x = at_module(model, input_module, x)
             probes = torch.from_numpy(rademacher(seed, examples[rows], n_probes, tuple(x.shape[1:])))
             probes = probes.to(device)
@@ -224,9 +225,10 @@ def check_model(
             reason = str(error).splitlines()[0]
             raise ValueError(f"the model's loss has no gradient with respect to the images: {reason}") from error
 
+    _settle_layout(model, images, labels, device)
     with scoring(model, device):
         checked = min(CHECKED, batch_size)
-        x, y = on_device(images[:checked], labels[:checked], device)
+        x, y = on_device(model, images[:checked], labels[:checked], device)
         network, x = at_module(model, input_module, x)
         before = _random_states(x)
         with _Operations() as seen:
@@ -267,9 +269,10 @@ def check_alone(
     Raises:
         ValueError: It is such a model, or its output is no tensor of a row an example; the message says which.
     """
+    _settle_layout(model, images, labels, device)
     with scoring(model, device), torch.no_grad():
         checked = min(CHECKED, batch_size)
-        x, _ = on_device(images[:checked], labels[:checked], device)
+        x, _ = on_device(model, images[:checked], labels[:checked], device)
         half = max(1, len(x) // 2)
         first, again, beside_fewer = (model(part.clone()) for part in (x, x, x[:half]))
         if not isinstance(first, Tensor) or len(first) != len(x):
@@ -401,9 +404,31 @@ def _bare_until_loaded(wrapped: Any) -> Any:
 setattr(_Operations, "__torch_dispatch__", _bare_until_loaded(_Operations.__torch_dispatch__))  # noqa: B010
 
 
-def on_device(images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Move images, in the layout that a model is scored in, and labels to the device."""
-    layout = _LAYOUT if images.ndim == 4 else torch.contiguous_format
+_asks_for_views: WeakSet[nn.Module] = WeakSet()
+"""Models that take views of images or of a convolution's output which these do not have in channels-last layout."""
+
+
+def _settle_layout(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device | str) -> None:
+    """See whether a model is one of `_asks_for_views`: channels last is faster, and most do not."""
+    with scoring(model, device), torch.no_grad():
+        try:
+            model(on_device(model, images[:2], labels[:2], device)[0].clone())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if "view" in str(error):
+                _asks_for_views.add(model)
+
+
+def _layout(model: nn.Module) -> torch.memory_format:
+    """Return the layout of images that a model is scored in."""
+    volumes = any(tensor.dim() == 5 for tensor in chain(model.parameters(), model.buffers()))  # have no channels last
+    return torch.contiguous_format if volumes or model in _asks_for_views else torch.channels_last
+
+
+def on_device(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Move images, in the layout that the model is scored in, and labels to the device."""
+    layout = _layout(model) if images.ndim == 4 else torch.contiguous_format
     return images.to(device).contiguous(memory_format=layout), labels.to(device).long()
 
 
@@ -439,7 +464,6 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, temp: float) -> Tenso
     return torch.autograd.grad(loss, x)[0]
 
 
-_LAYOUT = torch.channels_last
 _backends: Any = torch.backends
 _MULTIPLIERS = (
     _backends.cuda.matmul, _backends.cudnn.conv, _backends.cudnn.rnn,
@@ -469,8 +493,7 @@ def scoring(model: nn.Module, device: torch.device | str) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    volumes = any(tensor.dim() == 5 for tensor in chain(model.parameters(), model.buffers()))  # have no such layout
-    model.to(device).to(memory_format=torch.contiguous_format if volumes else _LAYOUT).eval()
+    model.to(device).to(memory_format=_layout(model)).eval()
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)

@@ -262,7 +262,7 @@ def score_batch(
             started = {one.name: one.start(model, scoring.settings) for one in scoring.scores}
             for first in range(0, len(labels), batch_size):
                 rows = slice(first, first + batch_size)
-                x, y = on_device(images[rows], labels[rows], scoring.device)
+                x, y = on_device(model, images[rows], labels[rows], scoring.device)
                 for one in scoring.scores:
                     began = time.monotonic()
                     parts[one.name].append(values_of(one, started[one.name](x, y, examples[rows]), len(y)))

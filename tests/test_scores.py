@@ -74,7 +74,7 @@ def test_a_score_of_more_than_one_example_is_refused(scores: str, function: Call
 
 @pytest.mark.parametrize("scores", ["loss", "curvature"])
 def test_layouts_that_a_network_cannot_take(scores: str) -> None:
-    """Scores are taken in channels-last: volumes have no such layout, and a view of a convolution is none in it."""
+    """Scores are taken in channels-last where that can be: volumes are not, nor is what some views ask for."""
 
     class Flat(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -87,8 +87,14 @@ def test_layouts_that_a_network_cannot_take(scores: str) -> None:
     found = scored((volumes, images, labels, np.arange(9)), "loss")["loss"]["loss"]
     want = nn.functional.cross_entropy(volumes(images), labels, reduction="none").detach()
     np.testing.assert_allclose(found, want, rtol=1e-5)
-    with pytest.raises(InputError, match=r"net: .*view size .*reshape"):
-        checked(nn.Sequential(nn.Conv2d(2, 3, 2), Flat(), nn.Linear(27, 3)), scores, images[:, :, 0])
+    viewed, same = (nn.Sequential(nn.Conv2d(2, 3, 2), flat, nn.Linear(27, 3)) for flat in (Flat(), nn.Flatten()))
+    same.load_state_dict(viewed.state_dict())
+    pictures, columns = images[:, :, 0], []
+    for net in (viewed, same):
+        checked(net, scores, pictures)
+        columns.append(scored((net, pictures, labels, np.arange(9)), scores)[scores])
+    for name, values in columns[1].items():
+        np.testing.assert_allclose(columns[0][name], values, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("scores", ["loss", "curvature"])

@@ -306,8 +306,8 @@ def load_dataset(
     index = np.arange(len(classes)) if index is None else check_index(index, len(classes), f"index of {name} {split}")
 
     images = torch.from_numpy(np.ascontiguousarray(pixels[index]))
-    if images.ndim == 4 and images.shape[1] == 1:  # the stride of one channel is free, but decides how PyTorch rounds
-        images = images[:, 0, ..., None].movedim(-1, 1)
+    if images.ndim == 4 and images.shape[1] == 1:  # the stride of one channel is free, but decides PyTorch's layout
+        images = images[:, 0, None]
     if not tokens:
         images = images.float() / 255 if pixels.dtype == np.uint8 else images.float()
     if image_size is not None and images.shape[1:] != (images.shape[1], image_size, image_size):

@@ -429,7 +429,8 @@ def _layout(model: nn.Module) -> torch.memory_format:
 def on_device(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Move images, in the layout that the model is scored in, and labels to the device."""
     layout = _layout(model) if images.ndim == 4 else torch.contiguous_format
-    return images.to(device).contiguous(memory_format=layout), labels.to(device).long()
+    # A clone: images of one channel are in either layout already, and their strides decide the next layer's.
+    return images.to(device).clone(memory_format=layout), labels.to(device).long()
 
 
 def _difference_products(

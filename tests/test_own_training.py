@@ -25,6 +25,7 @@ from libtrain.settings import DPSettings, EnsembleSettings, SGDSettings, StudySe
 
 NETS = """
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 def table(num_classes, in_channels, width=8):
@@ -49,6 +50,17 @@ class Results(nn.Module):
         if self.kind == "mixes":
             return z - z.mean(0)
         return z + torch.randn_like(z) if self.kind == "random" else z.bfloat16().float()
+
+class Tutorial(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(in_channels, 4, 5), nn.Conv2d(4, 6, 5)
+        self.drop, self.fc = nn.Dropout2d(), nn.Linear(96, num_classes)
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.drop(self.conv2(x)), 2))
+        return F.log_softmax(self.fc(x.view(-1, 96)), dim=1)
 
 def wrong(num_classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes + 1))
@@ -131,6 +143,22 @@ def test_inputs_that_are_not_images(own: Path, kind: str) -> None:
         "--config", own / "config.json", "--arch_name", "net", "--dataset_name", "data",
     )  # fmt: skip
     assert made.returncode == 0 and (own / "fz_model_dir/data_net/0.7/0/aux_arrays.npz").exists(), made.stderr
+
+
+def test_the_network_of_many_a_tutorial_trains_and_is_scored(own: Path) -> None:
+    flags = ("--dataset", "mnist", "--arch", f"{own}/nets.py:Tutorial", "--config", own / "config.json")
+    few = ("--data_subset", 70, "--epochs", 1)
+    private = (*few, "--batch_size", 30, "--epsilon", 9, "--accountant", "rdp")
+    for line in (
+        ("train_fz_models.py", *few, "--stop_run", 1),
+        ("calc_curv_fz_models.py", "--scores", "curvature,loss,grand"),
+        ("train_dp.py", *private),
+        ("calc_curv_private_models.py",),
+        ("sensitivity/compute_sensitivity.py", *private, "--run", 1, "--points", 9, "--stages", 2, "--save_freq", 1),
+    ):
+        result = run_script(*line, *flags)
+        assert result.returncode == 0, result.stderr
+    assert len(list((own / "score_dir").glob("*/curv_scores_*.npy"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["table", "words"])

@@ -17,6 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -197,7 +198,7 @@ def _read_array(file: IO[bytes], where: str, size: int, *, objects: bool) -> np.
                 raise ValueError(f"its header announces {announced} bytes of shape {shape}, the file holds {held}")
             file.seek(0)
             return npy.read_array(file, allow_pickle=False)
-    except (ValueError, KeyError, EOFError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, OverflowError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise InputError(f"{where} is not an array: {reason}") from error
     if not objects:

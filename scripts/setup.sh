@@ -2,8 +2,8 @@
 # Make sure there is a Python with the pinned packages and print its path.
 #   sh scripts/setup.sh
 # An active environment (venv or conda) that meets requirements.txt is taken as it is; otherwise .venv is made from
-# requirements.lock, with Python 3.11, 3.12 or 3.13 (the tests run on 3.11). A .venv that is unfinished, damaged, moved or
-# of another Python is mended or made again. Set PYTHON to choose the interpreter .venv is made with.
+# requirements.lock, with Python 3.11, 3.12 or 3.13 (the tests pass on 3.11 and 3.13). A .venv that is unfinished,
+# damaged, moved or of another Python is mended or made again. Set PYTHON to choose the interpreter it is made with.
 set -eu
 . "$(dirname -- "$0")/flags.sh"
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)

@@ -41,7 +41,7 @@ from libtrain.self_check import (
 _LayerGradients = tuple[Tensor, Callable[[Tensor], dict[Tensor, Tensor]]]
 
 # Numbers of a convolution's unfolded input in memory at once: what stays in a CPU's cache, or bounds a GPU's memory.
-_PATCHES_CPU, _PATCHES_GPU = 2**19, 2**27
+_PATCHES_CPU, _PATCHES_GPU = 2**18, 2**27
 _COARSE = {"tf32": 0.1, "bf16": 0.5}
 """Share of its norm that a layer's gradient may be off in a coarse precision; float32 and the formulas keep 1e-3.
 

@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -404,26 +404,37 @@ def _bare_until_loaded(wrapped: Any) -> Any:
 setattr(_Operations, "__torch_dispatch__", _bare_until_loaded(_Operations.__torch_dispatch__))  # noqa: B010
 
 
-_asks_for_views: WeakSet[nn.Module] = WeakSet()
-"""Models that take views of images or of a convolution's output which these do not have in channels-last layout."""
+_layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()
+"""Of models that were tried on images, the layout that they are scored in."""
 
 
 def _settle_layout(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device | str) -> None:
-    """See whether a model is one of `_asks_for_views`: channels last is faster, and most do not."""
-    with scoring(model, device), torch.no_grad():
-        try:
-            model(on_device(model, images[:2], labels[:2], device)[0].clone())
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if "view" in str(error):
-                _asks_for_views.add(model)
+    """See, once, whether a model takes views that images or a layer's output do not have in channels-last layout."""
+    layout = _layout(model)
+    if model in _layouts or images.ndim != 4:
+        return
+    if layout is torch.channels_last:
+        with scoring(model, device), torch.no_grad():
+            try:
+                model(on_device(model, images[:2], labels[:2], device)[0].clone())
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if "view" in str(error):
+                    layout = torch.contiguous_format
+    _layouts[model] = layout
+
+
+def has_volumes(model: nn.Module) -> bool:
+    """Tell whether a model has weights of five dimensions, for which there is no channels-last layout of images."""
+    return any(tensor.dim() == 5 for tensor in chain(model.parameters(), model.buffers()))
 
 
 def _layout(model: nn.Module) -> torch.memory_format:
-    """Return the layout of images that a model is scored in."""
-    volumes = any(tensor.dim() == 5 for tensor in chain(model.parameters(), model.buffers()))  # have no channels last
-    return torch.contiguous_format if volumes or model in _asks_for_views else torch.channels_last
+    """Return the layout of images that a model is scored in: channels last is faster, where that can be."""
+    if model in _layouts:
+        return _layouts[model]
+    return torch.contiguous_format if has_volumes(model) else torch.channels_last
 
 
 def on_device(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:

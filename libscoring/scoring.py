@@ -227,7 +227,7 @@ def check_scorable(model: nn.Module, model_name: str, images: Tensor, labels: Te
                 cli.warn_once(PROBABILITIES)
         except torch.OutOfMemoryError:
             raise
-        except (ValueError, RuntimeError) as error:  # a network may ask for views that the layout does not allow
+        except (ValueError, RuntimeError) as error:  # of the checks, or of the network itself
             raise InputError(f"{model_name}: {str(error).splitlines()[0]}") from error
 
     scoring.batches.run(check, model_name)

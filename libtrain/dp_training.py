@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libmodels.checkpoints import ModelSpec
-from libscores.curvature import full_precision
+from libscores.curvature import full_precision, has_volumes
 from libstore.errors import InputError
 from libstore.store import Output
 from libtrain.optimizers import eager
@@ -143,8 +143,7 @@ class DPTrainer:
         # Channels-last is faster, but Opacus's own gradients of convolutions are wrong in it, without a word, and a
         # network may ask for views that it does not allow.
         ghost = self.settings.grad_sample_mode == "ghost"
-        volumes = any(tensor.dim() == 5 for tensor in (*self.model.parameters(), *self.model.buffers()))
-        fast = ghost and self.images.dim() == 4 and not volumes
+        fast = ghost and self.images.dim() == 4 and not has_volumes(self.model)
         self._layout = torch.channels_last if fast else torch.contiguous_format
         spread = torch.linspace(0, len(self._train_on) - 1, min(N_EXAMPLES, len(self._train_on))).long()
         self._first = self._train_on[spread].to(self.images.device)

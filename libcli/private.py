@@ -7,7 +7,7 @@ from libcli.choices import add_choices, read_data, read_network
 from libcli.settings import add_settings, read_settings
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,10 +48,11 @@ def read_private_training(args: cli.Namespace) -> PrivateTraining:
     return PrivateTraining(read_data(args), read_network(args, private=True), study, settings)
 
 
-def add_run(parser: cli.Parser, **measuring: Any) -> None:
+def add_run(parser: cli.Parser, *, several: bool = False, **measuring: Any) -> None:
     """Add the flags that say what a run trains, what to measure in it, and under which names.
 
     The defaults of training are the published settings (arXiv 2307.00310); `measuring` are those of `MeasureSettings`.
+    With `several`, one process takes more runs than one.
     """
     add_private_training(
         parser, arch="lenet5", leave_out=("seed",), epsilon=10.0, epochs=40, optimizer="sgd", lr=0.1, lr_drops=()
@@ -60,9 +61,14 @@ def add_run(parser: cli.Parser, **measuring: Any) -> None:
     text = "seed of initial weights, batches, noise and what is random in the network (default: the run's number)"
     add("--seed", type=cli.non_negative_int, help=text)
     add("--run", type=cli.positive_int, default=1, help="number of the run; also its seed unless --seed is given")
-    text = "what follows ckpt in the name of the checkpoints' folder (default: the run's number)"
-    add("--name", type=cli.file_name, help=text)
-    add("--res_name", type=cli.file_name, help="what follows res in the name of the result file (default: as --name)")
+    parser.set_defaults(more_runs=[])
+    if several:
+        text = "numbers of more runs to train and measure after the first (default: none)"
+        add("--more_runs", type=cli.positive_int, nargs="+", metavar="RUN", help=text)
+    text = "what follows ckpt in the name of the checkpoints' folder, * for the run's number"
+    add("--name", type=cli.numbered_name, default="*", help=text)
+    text = "what follows res in the name of the result file, * for the run's number (default: as --name)"
+    add("--res_name", type=cli.numbered_name, help=text)
     add_settings(parser, MeasureSettings, **measuring)
     parser.remark = _tell_stages
 
@@ -84,10 +90,22 @@ def _tell_stages(args: cli.Namespace) -> None:
             cli.warn(fewer)
 
 
-def parse_run(parser: cli.Parser, argv: Sequence[str] | None) -> cli.Namespace:
-    """Parse, and fill in the seed and the names that follow from the run's number."""
+def parse_runs(parser: cli.Parser, argv: Sequence[str] | None) -> list[cli.Namespace]:
+    """Parse, and return the flags of every run, with the seed and the names that follow from its number.
+
+    Raises:
+        InputError: Several runs would be the same, or replace each other's files.
+    """
     args = parser.parse_args(argv)
-    args.seed = args.run if args.seed is None else args.seed
-    args.name = args.name or str(args.run)
-    args.res_name = args.res_name or args.name
-    return args
+    runs, names = [args.run, *args.more_runs], {"name": args.name, "res_name": args.res_name or args.name}
+    for flag in ("seed", "checkpoints") if args.more_runs else ():
+        value = getattr(args, flag)
+        if value is not None:
+            raise InputError(f"--{flag} {value}: with --more_runs every run would be the same")
+    cli.check_numbers("--more_runs", runs, {f"--{flag}": name for flag, name in names.items()})
+    return [_of_run(args, run, names) for run in runs]
+
+
+def _of_run(args: cli.Namespace, run: int, names: Mapping[str, str]) -> cli.Namespace:
+    own = {flag: name.replace("*", str(run)) for flag, name in names.items()}
+    return cli.Namespace(**{**vars(args), **own, "run": run, "seed": run if args.seed is None else args.seed})

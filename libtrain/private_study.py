@@ -92,6 +92,7 @@ def load_study(
     settings: DPSettings,
     data_dir: Path,
     leave_out: np.ndarray | None = None,
+    like: Study | None = None,
 ) -> Study:
     """Load the data and check the settings against them.
 
@@ -103,6 +104,7 @@ def load_study(
         data_dir: Where the built-in data sets are.
         leave_out: Positions not to train on, each among the training examples; none by default. Sample rate, noise
             and number of steps stay those of a training with them.
+        like: A study that differs in `train_subset` alone, whose data are taken; by default they are loaded.
 
     Raises:
         InputError: An index is out of range, repeated or outside the study; the batch size is over N; delta is
@@ -133,11 +135,14 @@ def load_study(
             f"--delta {settings.delta:g} is at least 1/N = 1/{n_train}: such a guarantee may reveal whole examples; "
             "take a smaller one or add --allow_large_delta"
         )
-    data, load_test, image_size = load_splits(choice, data_dir, index, study.normalization, network.image_size)
+    if like is None:
+        data, load_test, image_size = load_splits(choice, data_dir, index, study.normalization, network.image_size)
+        spec = ModelSpec.for_dataset(network, data, image_size)
+    else:
+        data, load_test, spec = like.data, lambda: like.test, like.spec
     for subset in (study.data_subset, study.train_subset):
         if subset is not None:
             check_index_content(subset, data.content_sha256)
-    spec = ModelSpec.for_dataset(network, data, image_size)
     return Study(data, load_test, np.searchsorted(index, train_index), spec, planned, how.how)
 
 

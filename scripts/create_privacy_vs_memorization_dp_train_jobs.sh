@@ -6,7 +6,7 @@
 # Flags, by default the papers' grid in scripts/grid.sh: --dataset "D1 D2" --arch A --epsilons "E1 E2" --seeds "S1 S2"
 # --subset_dir SUBSET_DIR (subsets/ in the private_model_dir of --config) --suffix 'memorization_seed_*' (the end of a
 # model's name, * for its seed). All other flags go to train_dp.py as they are, but
-# --epsilons_per_job M: a line trains M models of a seed in one process (1).
+# --epsilons_per_job M (1) --seeds_per_job N (1): a line trains the models of M epsilons for each of N seeds in one process.
 . "$(dirname -- "$0")/grid.sh"
 script=train_dp.py dataset=$link3_datasets epsilons=$link3_epsilons seeds=$link3_seeds suffix='memorization_seed_*'
 on_subsets=1

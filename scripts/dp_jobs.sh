@@ -1,4 +1,4 @@
-# Sourced by the generators of private models: one line of $script per data set, seed and epsilon.
+# Sourced by the generators of private models: one line of $script per data set, seed and epsilon, or for several of them.
 # In: $script, the grid ($dataset $epsilons $seeds, lists), $suffix (the end of a model's name, * for the seed) and, where
 # models are trained on subsets, $on_subsets; with $named, lines say --name and not --suffix.
 # Other flags than those read here are passed on as they are, once the script has accepted them.
@@ -6,12 +6,14 @@
 set -eu
 word() { echo "$1"; }
 . "$(dirname -- "$0")/flags.sh"
-subset_dir='' config='' dataset_name='' arch_name='' given=$# papers=$dataset epsilons_per_job=1 grouped=''
-[ "$script" != train_dp.py ] || grouped=epsilons_per_job
+subset_dir='' config='' dataset_name='' arch_name='' given=$# papers=$dataset epsilons_per_job=1 seeds_per_job=1 grouped=''
+[ "$script" != train_dp.py ] || grouped='epsilons_per_job seeds_per_job'
 listed='dataset epsilons seeds'
 read_flags "dataset arch epsilons seeds suffix config dataset_name arch_name $grouped${on_subsets:+ subset_dir}" '' "$@"
-refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' epsilon more_epsilons seed train_subset subset
+refuse_flags 'differs from line to line: see --epsilons, --seeds and --subset_dir' \
+    epsilon more_epsilons seed more_seeds run more_runs train_subset subset
 positive --epsilons_per_job "$epsilons_per_job"
+positive --seeds_per_job "$seeds_per_job"
 refuse_flags 'is not for these models, which are trained on all examples' subset_dir
 case $suffix in *\**) ;; *) suffix=$suffix'*' ;; esac # before, the seed followed what was given
 for epsilon in $epsilons; do
@@ -55,23 +57,32 @@ tell_missing() {
         "python scripts/make_memorization_subsets.py --dataset $(quoted "$1")$names makes them" >&2
 }
 
+# first_of COUNT LIST: set $first to the first word of a list, $more to the next COUNT - 1 and $rest to those after them.
+first_of() {
+    left=$(($1 - 1)) more='' rest=''
+    # shellcheck disable=SC2086  # the words of a list
+    set -- $2
+    first=$1
+    shift
+    for word do
+        if [ "$left" -gt 0 ]; then more="$more $word" left=$((left - 1)); else rest="$rest $word"; fi
+    done
+}
+
 for one in $dataset; do
     known "$one"
     [ -z "${on_subsets:-}" ] || tell_missing "$one"
-    kind="--dataset $(quoted "$one") --arch $(quoted "$arch")"
-    for seed in $seeds; do
-        subset='' end_of_name=$(echo "$suffix" | sed "s/\*/$seed/g")
-        [ -z "${on_subsets:-}" ] || subset=" --train_subset $(quoted "$subsets/subset_$seed.npy")"
-        # shellcheck disable=SC2086  # the words of a list
-        set -- $epsilons
-        while [ $# -gt 0 ]; do
-            epsilon=$1 more='' count=1
-            shift
-            while [ "$count" -lt "$epsilons_per_job" ] && [ $# -gt 0 ]; do
-                more="$more $1" count=$((count + 1))
-                shift
-            done
-            end="${more:+ --more_epsilons$more}$subset --suffix $(quoted "$end_of_name")$flags"
+    kind="--dataset $(quoted "$one") --arch $(quoted "$arch")" seeds_left=$seeds
+    while [ -n "$seeds_left" ]; do
+        first_of "$seeds_per_job" "$seeds_left"
+        seed=$first seeds_left=$rest more_seeds="${more:+ --more_seeds$more}" end_of_name=$suffix number='*' subset=''
+        [ -n "$more" ] || end_of_name=$(echo "$suffix" | sed "s/\*/$seed/g") number=$seed
+        [ -z "${on_subsets:-}" ] || subset=" --train_subset $(quoted "$subsets/subset_$number.npy")"
+        epsilons_left=$epsilons
+        while [ -n "$epsilons_left" ]; do
+            first_of "$epsilons_per_job" "$epsilons_left"
+            epsilon=$first epsilons_left=$rest
+            end="${more:+ --more_epsilons$more}$more_seeds$subset --suffix $(quoted "$end_of_name")$flags"
             [ -z "${named:-}" ] || end=" --name $(quoted "_${on_disk}_${network}_eps_${epsilon}_$end_of_name")$flags"
             printf '%s\n' "python $script $kind --epsilon $epsilon --seed $seed$end"
         done

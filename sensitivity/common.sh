@@ -6,12 +6,12 @@
 set -eu
 . "$(dirname -- "$0")/../scripts/flags.sh"
 runs=${RUNS:-10} remove=${REMOVE:-100} which=${WHICH:-} folds='' fold_size=30 rounds=3 jobs=1
-config=${CONFIG:-} python=${PYTHON:-python} overwrite=''
-read_flags 'runs remove which folds fold_size rounds jobs config' overwrite "$@"
+runs_per_job=${RUNS_PER_JOB:-1} config=${CONFIG:-} python=${PYTHON:-python} overwrite=''
+read_flags 'runs runs_per_job remove which folds fold_size rounds jobs config' overwrite "$@"
 case $config in '' | /*) ;; *) [ ! -f "$config" ] || config=$PWD/$config ;; esac
 config=${config:-config.json}
 cd -- "$(dirname -- "$script_file")/.."
-for flag in runs remove fold_size rounds jobs ${folds:+folds}; do eval "positive --$flag \"\$$flag\""; done
+for flag in runs runs_per_job remove fold_size rounds jobs ${folds:+folds}; do eval "positive --$flag \"\$$flag\""; done
 case $which in '' | cheapest | dearest | random) ;; *) refuse "--which $which: not cheapest, dearest or random" ;; esac
 
 # job COMMAND...: run it; end here if it fails, or once it has saved after TERM or Ctrl-C.
@@ -40,16 +40,20 @@ same_runs() {
     [ "$there" = "$runs" ] || [ -n "$overwrite" ] || refuse "$has; give --runs $there, or --overwrite to go by the first"
 }
 
-# train PREFIX FLAGS...: runs 1 to $runs, named PREFIX and their number, as lines of a job file, with $flags and FLAGS.
-# With a PREFIX they will be compared with the runs without one, and must be of the same flags.
+# train PREFIX FLAGS...: runs 1 to $runs, named PREFIX and their number, as lines of a job file, with $flags and FLAGS,
+# $runs_per_job in a line. With a PREFIX they will be compared with the runs without one, and must be of the same flags.
 train() {
     file=$folder/jobs/train$1.sh name=$1 line="sh sensitivity/run.sh --config $(quoted "$config")$flags"
     shift
     for word do line="$line $(quoted "$word")"; done
     check_line "$line --run 1 --name ${name}1 $overwrite"
-    fault=$({ mkdir -p "$folder/jobs" && for run in $(seq "$runs"); do
-        like=${name:+--compare_with $(quoted "$folder/res/res$run.csv")}
-        printf '%s\n' "$line --run $run --name $name$run $like $overwrite"
+    fault=$({ mkdir -p "$folder/jobs" && for run in $(seq 1 "$runs_per_job" "$runs"); do
+        number=$run more=''
+        for another in $(seq "$runs"); do
+            [ "$another" -le "$run" ] || [ "$another" -ge $((run + runs_per_job)) ] || number='*' more="$more $another"
+        done
+        like=${name:+--compare_with $(quoted "$folder/res/res$number.csv")}
+        printf '%s\n' "$line --run $run${more:+ --more_runs$more} --name $(quoted "$name$number") $like $overwrite"
     done >"$file"; } 2>&1) || refuse "$fault"
     job sh scripts/run_jobs.sh "$file" -j "$jobs" --again
 }

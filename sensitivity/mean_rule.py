@@ -14,7 +14,7 @@ sidecar: <sensitivity_dir>/compo_res/mean_rule<name>.csv, a row per point and st
 from __future__ import annotations
 
 import libcli as cli
-from libcli.private import add_run, parse_run, read_private_training
+from libcli.private import add_run, parse_runs, read_private_training
 from libcli.settings import add_settings, read_settings
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(__doc__)
     add_run(parser, points="100", stages=5)
     add_settings(parser, MeanRuleSettings)
-    args = parse_run(parser, argv)
+    (args,) = parse_runs(parser, argv)
     import pandas as pd
     import torch
 

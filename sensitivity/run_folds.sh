@@ -2,11 +2,11 @@
 # The other direction, training without a point against training with it: F folds of points measured by run_loop.sh are
 # left out of the training, a fold at a time, and measured there, with the same seeds, sample rate, noise and steps.
 #   nohup ./run_folds.sh > output_folds.log 2>&1 &
-# Flags: --folds F (2) --fold_size N (30) --runs R (10) --jobs N (1) --config FILE --overwrite; others go to
-# compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly. A point's
-# fold leaves N - 1 others out.
+# Flags: --folds F (2) --fold_size N (30) --runs R (10) --jobs N (1) --runs_per_job M (1) --config FILE --overwrite;
+# others go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM stops cleanly. A
+# point's fold leaves N - 1 others out.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove_points
+refuse_flags 'is set here' run more_runs name res_name seed remove_points
 folds=${folds:-2}
 folder=$(folder)
 same_runs

@@ -1,11 +1,11 @@
 #!/bin/sh
 # The removal experiment: rank the points of run_loop.sh, remove M of them, train again with the same seeds, compare.
 #   nohup ./run_loop_rm.sh > output_rm.log 2>&1 &
-# Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --jobs N (1) --config FILE
-# --overwrite; others go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it was; TERM
-# stops cleanly.
+# Flags: --which cheapest (controls: dearest, random) --remove M (100) --runs R (10) --jobs N (1) --runs_per_job K (1)
+# --config FILE --overwrite; others go to compute_sensitivity.py and must be those given to run_loop.sh. Goes on where it
+# was; TERM stops cleanly.
 . "$(dirname -- "$0")/common.sh"
-refuse_flags 'is set here' run name seed remove_points
+refuse_flags 'is set here' run more_runs name res_name seed remove_points
 which=${which:-cheapest}
 folder=$(folder)
 same_runs

@@ -122,7 +122,7 @@ def numbered_name(text: str) -> str:
 
 
 def numbered(text: str, number: int) -> str:
-    """Return the path that a text means for a run or seed: * is its number, unless a file of that very name is there."""
+    """Return the path that a text means for a run or seed: * is its number, unless a file of that name is there."""
     return text if os.path.exists(text) else text.replace("*", str(number))
 
 

@@ -27,7 +27,8 @@ step() {
     printf '\n%s\n' "$number. $*"
 }
 # A process starts once for all the networks that it trains or scores, so that a job each is the least to start.
-each=$(((60 + jobs - 1) / jobs))
+# share N: how many of N networks a job takes.
+share() { echo $((($1 + jobs - 1) / jobs)); }
 # in_parallel NAME FLAGS...: run the job lines of $out/NAME.sh.
 in_parallel() {
     lines=$out/$1.sh
@@ -40,11 +41,11 @@ step "MNIST"
 python -m libdata.download mnist
 common="--config scripts/demo_config.json --dataset mnist --arch smallcnn"
 step "Link 1: 60 networks on random 70 % of 2,000 digits"
-sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job $each --data_subset 2000 \
+sh scripts/create_fz_train_jobs.sh $common --runs 60 --runs_per_job "$(share 60)" --data_subset 2000 \
     --record --record_input_gradients >"$out/train_fz.sh"
 in_parallel train_fz
 step "Link 1: curvature and cheaper scores of every digit under every network"
-sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job $each \
+sh scripts/create_fz_curve_scorer_jobs.sh $common --runs 60 --runs_per_job "$(share 60)" \
     --scores curvature,loss,margin,el2n,grand,input_gradient_norm >"$out/score_fz.sh"
 in_parallel score_fz
 
@@ -53,25 +54,27 @@ seeds="0 1 2 3 4 5"
 epsilons="1 2 5 10 20 40 60 100"
 python scripts/make_memorization_subsets.py $common --top_k 200 --seeds $seeds
 sh scripts/create_privacy_vs_memorization_dp_train_jobs.sh $common --epsilons "$epsilons" --seeds "$seeds" \
-    --epsilons_per_job 8 --subset_dir "$out/private_models/subsets" --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
+    --epsilons_per_job 8 --seeds_per_job "$(share 6)" --subset_dir "$out/private_models/subsets" \
+    --data_subset 2000 --batch_size 64 --lr 0.003 >"$out/train_dp.sh"
 in_parallel train_dp
 step "Link 2: curvature of every digit under every private network"
-echo "$seeds" | xargs -n $(((6 + jobs - 1) / jobs)) echo "python calc_curv_private_models.py $common --seed" >"$out/score_dp.sh"
+echo "$seeds" | xargs -n "$(share 6)" echo "python calc_curv_private_models.py $common --seed" >"$out/score_dp.sh"
 in_parallel score_dp
 
 step "Per-instance privacy: 3 private LeNets with gradient norms of 300 digits through training"
 instance="--config scripts/demo_config.json --data_subset 2000 --batch_size 64 --epochs 20 --lr 0.3 --accountant rdp \
     --save_freq 10 --stages 21 --points 150 --points_sample 150 --test_examples 1000"
-for run in 1 2 3; do
-    echo "sh sensitivity/run.sh $instance --run $run"
+echo 1 2 3 | xargs -n "$(share 3)" | while read -r run more; do
+    echo "sh sensitivity/run.sh $instance --run $run${more:+ --more_runs $more}"
 done >"$out/per_instance.sh"
 in_parallel per_instance
 step "Per-instance privacy: the 30 cheapest digits removed, twice, 30 random ones as a control; both directions of 30"
-remove="run_loop_rm.sh $instance --runs 3 --remove 30 --which"
+runs="$instance --runs 3 --runs_per_job 3"
+remove="run_loop_rm.sh $runs --remove 30 --which"
 cat >"$out/removal.sh" <<END
-sh sensitivity/$remove cheapest && sh sensitivity/run_recursive.sh $instance --runs 3 --remove 30 --rounds 2
+sh sensitivity/$remove cheapest && sh sensitivity/run_recursive.sh $runs --remove 30 --rounds 2
 sh sensitivity/$remove random
-sh sensitivity/run_folds.sh $instance --runs 3 --folds 1
+sh sensitivity/run_folds.sh $runs --folds 1
 END
 in_parallel removal
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
+import signal
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, assert_refused, run_script, tree, write_config
+from conftest import DATA, assert_refused, run_script, start_script, tree, write_config
 from opacus import GradSampleModule
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.optimizers import DPOptimizer
@@ -374,6 +377,46 @@ def test_folders_of_checkpoints(published: tuple, tmp_path: Path) -> None:
     assert_refused(run_script(*line), place / "model_step_0", "--checkpoints", "--name")
 
 
+def test_runs_of_one_process_are_those_of_a_process_each(study: Path, tmp_path: Path) -> None:
+    """Also after a stop in the first, which does not go on to the second, and a kill in the second."""
+    points = ("--points", 20, "--points-sample", 5, "--points-seed", 4)
+    line = (SCRIPT, *FLAGS, *points, "--more_runs", 2, "--config", write_config(tmp_path), "--save_every", 0)
+    models = tmp_path / "sensitivity_dir" / "models"
+    for run, signum in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
+        process = start_script(*line)
+        while not (models / f"ckpt{run}" / "step_0.pt").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        process.send_signal(signum)
+        process.communicate()
+        assert process.returncode == -signum
+        assert not results(tmp_path, run).exists() and not (models / f"ckpt{run + 1}").exists()
+    result = run_script(*line)
+    assert result.returncode == 0 and f"{results(tmp_path, 1)}: finished before, skipped" in result.stdout
+    each, one = (
+        {path: tree(folder / "sensitivity_dir" / path) for path in ("models/ckpt1", "models/ckpt2", "res")}
+        for folder in (study, tmp_path)
+    )
+    each["res"] = {name: content for name, content in each["res"].items() if name in one["res"]}
+    assert each == one and len(one["res"]) == 4
+
+
+def test_all_runs_of_a_process_are_looked_at_before_one_is_trained(study: Path, tmp_path: Path) -> None:
+    before = tree(study / "sensitivity_dir")
+    line = (SCRIPT, *FLAGS, "--config", study / "config.json", "--points", 20)
+    assert_refused(run_script(*line, "--run", 3, "--more_runs", 1), "res1.csv", "points_sha256")
+    for run in (1, 2):
+        for suffix in (".csv", ".json"):
+            shutil.copy(results(study, run).with_suffix(suffix), tmp_path / f"like{run}{suffix}")
+    sidecar = json.loads((tmp_path / "like2.json").read_text())
+    sidecar["settings"]["optimization"]["lr"] = 0.4
+    (tmp_path / "like2.json").write_text(json.dumps(sidecar))
+    named = ("--more_runs", 2, "--name", "_new*", "--compare_with")
+    assert_refused(run_script(*line, *named, tmp_path / "like*.csv"), "res_new2.csv", "like2.csv", "(0.1 and 0.4)")
+    assert_refused(run_script(*line, *named, tmp_path / "other*.csv"), "--compare_with", "other1.csv: no such file")
+    assert tree(study / "sensitivity_dir") == before
+
+
 def test_removal_trains_without_the_points_by_the_same_mechanism(study: Path, tmp_path: Path) -> None:
     gone, kept = tmp_path / "gone.txt", tmp_path / "kept.npy"
     gone.write_text(" ".join(map(str, range(0, 40, 2))) + "\n")
@@ -469,6 +512,11 @@ BAD = {
     "delta": (["--points", 5, "--delta", 0.1], ["--delta 0.1", "1/200"]),
     "name": (["--name", "../x"], ["--name", "../x"]),
     "run": (["--run", 0], ["--run", "0"]),
+    "run twice": (["--run", 3, "--more_runs", 4, 3], ["--more_runs 3", "twice"]),
+    "runs of one seed": (["--more_runs", 2, "--seed", 5], ["--seed 5", "--more_runs", "the same"]),
+    "runs of one training": (["--more_runs", 2, "--checkpoints", "there"], ["--checkpoints there", "the same"]),
+    "runs of one name": (["--more_runs", 2, "--name", "x"], ["--name x", "*"]),
+    "runs of one result": (["--more_runs", 2, "--name", "x*", "--res_name", "y"], ["--res_name y", "*"]),
 }
 
 

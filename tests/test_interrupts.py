@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import os
 import shlex
 import shutil
@@ -79,6 +81,20 @@ def test_a_script_ends_by_the_signal_after_saving(tmp_path: Path, script: Path, 
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (-signum, "", "work.py: saved\n") and (tmp_path / "begun.saved").exists()
+
+
+def test_a_stop_that_comes_too_late_for_one_job_starts_no_other() -> None:
+    done: list[int] = []
+
+    def work(job: int) -> int:
+        done.append(job)
+        return signal.SIGTERM if job == 2 else 0
+
+    with pytest.raises(cli.Stopped, match="stopped, 2 of 3 done; run the same command again") as stopped:
+        cli.one_after_another(work, [1, 2, 3])
+    assert (done, stopped.value.signum) == ([1, 2], signal.SIGTERM)
+    cli.one_after_another(work, [1, 2])
+    assert done == [1, 2, 1, 2]
 
 
 def test_interrupted_while_loading_is_one_line(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         status == 1 and "differ in optimization.lr (0.4 and 0.1); the flags must be those that it was made with" in err
     )
     assert tree(results / "res") == before and not (results / "models" / "ckpt_random_5_1").exists()
-    status, _, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random")
+    status, _, err = finish("run_loop_rm.sh", *line, "--remove", 5, "--which", "random", "--runs_per_job", 2)
     assert status == 0, err
     return folder
 
@@ -130,6 +130,8 @@ def test_notebooks_show_what_the_files_say(study: Path) -> None:
         ("run_loop.sh", ["--runs"], "--runs needs a value"),
         ("run_loop.sh", ["--fold-size=x"], "--fold_size x"),
         ("run_loop.sh", ["--seed", "3"], "--seed"),
+        ("run_loop.sh", ["--more-runs", "3"], "--more_runs"),
+        ("run_loop.sh", ["--runs_per_job", "0"], "--runs_per_job 0"),
         ("run_loop_rm.sh", ["--which", "most"], "--which most"),
         ("run_loop_rm.sh", ["--remove", "x"], "--remove x"),
         ("run_compo.sh", ["--config", "nowhere.json"], "nowhere.json"),
@@ -154,6 +156,41 @@ def test_a_start_from_another_folder(tmp_path: Path) -> None:
     environment = ENVIRONMENT | {"PYTHON": str(tmp_path / "python"), "CDPATH": "/usr:."}
     said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     assert said == "sensitivity/compute_sensitivity.py --config config.json --lr none\n"
+
+
+def test_lines_of_the_loops_train_so_many_runs(tmp_path: Path) -> None:
+    """Python is a stand-in that says where results are, starts job lines and does nothing else."""
+    folder = tmp_path / "it's here"
+    (folder / "res").mkdir(parents=True)
+    for run in (1, 2, 3):
+        (folder / "res" / f"res{run}.csv").touch()
+    python = tmp_path / "python"
+    known = f'*setsid*) exec {sys.executable} "$@" ;; *libcli*) echo {shlex.quote(str(folder))} ;;'
+    python.write_text(f"#!/bin/sh\ncase $2 in {known} esac\n")
+    python.chmod(0o755)
+    start, res = "sh sensitivity/run.sh --config config.json --lr 1", f"{folder}/res"
+    without = f"--remove_points {shlex.quote(f'{folder}/compo_res/fold_1.txt')} --points removed --points_sample 0"
+    for per_job, loop, fold in (
+        ({}, [(1, "", "1"), (2, "", "2"), (3, "", "3")], [(1, "", "1"), (2, "", "2"), (3, "", "3")]),
+        (
+            {"RUNS_PER_JOB": "2"},
+            [(1, " --more_runs 2", "'*'"), (3, "", "3")],
+            [(1, " --more_runs 2", "*"), (3, "", "3")],
+        ),
+    ):
+        for script, flags in (("run_loop.sh", []), ("run_folds.sh", ["--folds", "1"])):
+            command = [str(ROOT / "sensitivity" / script), "--runs", "3", "--lr", "1", *flags]
+            environment = ENVIRONMENT | {"PYTHON": str(python)} | per_job
+            result = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+        lines = (folder / "jobs" / "train.sh").read_text().splitlines()
+        assert lines == [f"{start} --run {run}{more} --name {name}  " for run, more, name in loop]
+        lines = (folder / "jobs" / "train_without_1_.sh").read_text().splitlines()
+        assert [shlex.split(line) for line in lines] == [
+            [*shlex.split(f"{start} {without} --run {run}{more} --name"), f"_without_1_{name}", "--compare_with",
+             f"{res}/res{name}.csv"]
+            for run, more, name in fold
+        ]  # fmt: skip
 
 
 def test_a_job_line_for_every_seed_and_epsilon() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import libcli as cli
+
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, ROOT, assert_refused, run_script, tree, write_config
+from conftest import DATA, ROOT, assert_refused, run_script, start_script, tree, write_config
 
 from libdata.datasets import load_dataset
 from libmodels.checkpoints import load_model, read_checkpoint
@@ -154,6 +157,8 @@ def test_no_resume_begins_anew(tmp_path: Path) -> None:
         (["--epsilon", "1", "--data_subset", "70000"], ["70000", "60000"]),
         (["--epsilon", "1", "--optimizer", "adam", "--momentum", "0.9"], ["--momentum 0.9", "adam"]),
         (["--epsilon", "1", "--suffix", "../up"], ["--suffix", "../up"]),
+        (["--epsilon", "1", "--suffix", "last", "--more_seeds", "1"], ["--suffix last", "--more_seeds", "*"]),
+        (["--epsilon", "1", "--more_seeds", "1", "0"], ["--more_seeds 0", "twice"]),
         (["--epsilon", "1", "--optimizer", "adagrad"], ["--optimizer", "adagrad"]),
         (["--epsilon", "1", "--device", "cuda:77"], ["cuda:77"]),
     ],
@@ -324,27 +329,64 @@ def test_a_job_file_runs_with_sh(trained: Path, tmp_path: Path) -> None:
 
 
 def test_models_trained_by_one_process_are_those_of_a_process_each(tmp_path: Path) -> None:
-    """In any grouping, also where some are there already."""
+    """In any grouping, on the subset of their seed, also where some are there already or the process is killed."""
+    for seed in (3, 4):
+        np.save(tmp_path / f"subset_{seed}.npy", np.arange(seed, 60))
     folders = [tmp_path / name for name in ("each", "grouped")]
-    study = ("--data_subset", 60, "--batch_size", 20, "--epochs", 1, "--accountant", "rdp", "--seed", 3)
-    groups = ([(8,), (4,), (2.5,)], [(4,), (8, 4, 2.5)])
-    for folder, lines in zip(folders, groups, strict=True):
+    study = ("--data_subset", 60, "--batch_size", 20, "--epochs", 1, "--accountant", "rdp")
+    lines = [(8, 3), (8, 4), (4, 3), (4, 4)], [(4, 3)]
+    for folder, few in zip(folders, lines, strict=True):
         folder.mkdir()
-        for first, *more in lines:
-            epsilons = ("--epsilon", first, *(("--more_epsilons", *more) if more else ()))
-            result = run_script("train_dp.py", "--config", write_config(folder), *study, *epsilons)
+        for epsilon, seed in few:
+            flags = ("--epsilon", epsilon, "--seed", seed, "--train_subset", tmp_path / f"subset_{seed}.npy")
+            result = run_script("train_dp.py", "--config", write_config(folder), *study, *flags)
             assert result.returncode == 0, result.stderr
+    models = folders[1] / "private_model_dir"
+    several = ("--epsilon", 8, "--more_epsilons", 4, "--seed", 3, "--more_seeds", 4)
+    line = ("train_dp.py", "--config", folders[1] / "config.json", *study, *several)
+    late = (*line, "--more_seeds", 4, 5, "--train_subset", tmp_path / "subset_*.npy")
+    assert_refused(run_script(*late), "subset_5.npy")
+    assert not (models / "mnist_smallcnn_eps_8_seed_3").exists()
+    line = (*line, "--train_subset", tmp_path / "subset_*.npy")
+    process = start_script(*line, "--save_every", 0)
+    while not (models / "mnist_smallcnn_eps_8_seed_4").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert not (models / "mnist_smallcnn_eps_4_seed_4" / "model.pt").exists()
+    result = run_script(*line)
+    assert result.returncode == 0 and result.stdout.count("skipped") in (2, 3), result.stderr
     each, grouped = (tree(folder / "private_model_dir") for folder in folders)
-    assert each == grouped and sum(name.endswith("model.pt") for name in each) == 3
+    assert each == grouped and sum(name.endswith("model.pt") for name in each) == 4
+
+
+def test_a_star_is_the_number_unless_it_is_in_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "a*.npy"
+    assert cli.numbered(str(path), 7) == str(tmp_path / "a7.npy")
+    path.touch()
+    assert cli.numbered(str(path), 7) == str(path)
 
 
 def test_lines_of_several_models_are_the_grid_in_groups() -> None:
-    command = ["sh", "scripts/create_privacy_vs_curve_dp_train_jobs.sh", "--dataset", "mnist", "--arch", "smallcnn"]
-    grid = ["--epsilons", "1 5 10 20", "--seeds", "0 1", "--epsilons_per_job", "3"]
-    lines = subprocess.run([*command, *grid], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    def printed(*flags: str) -> list[str]:
+        generator, *flags = flags
+        grid = ["--dataset", "mnist", "--arch", "smallcnn", "--epsilons", "1 5 10 20", "--seeds", "0 1 2"]
+        command = ["sh", f"scripts/create_privacy_vs_{generator}_dp_train_jobs.sh", *grid, *flags]
+        no_python = {"PATH": "/usr/bin:/bin"}  # then flags are not checked, which takes seconds
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=no_python).stdout
+        return out.splitlines()
+
     start = "python train_dp.py --dataset mnist --arch smallcnn --epsilon"
-    assert lines == [
+    assert printed("curve", "--epsilons_per_job", "3") == [
         f"{start} {epsilon} --seed {seed}{more} --suffix seed_{seed}"
-        for seed in (0, 1)
+        for seed in (0, 1, 2)
         for epsilon, more in ((1, " --more_epsilons 5 10"), (20, ""))
+    ]
+    assert printed("memorization", "--epsilons_per_job", "4", "--seeds_per_job", "2", "--subset_dir", "a b") == [
+        f"{start} 1 --seed {seed} --more_epsilons 5 10 20{more} --train_subset {subset} --suffix {suffix}"
+        for seed, more, subset, suffix in (
+            (0, " --more_seeds 1", "'a b/mnist/subset_*.npy'", "'memorization_seed_*'"),
+            (2, "", "'a b/mnist/subset_2.npy'", "memorization_seed_2"),
+        )
     ]

@@ -142,7 +142,7 @@ def check_numbers(flag: str, numbers: Sequence[int], names: Mapping[str, str]) -
             raise InputError(f"{flag} {number}: {number} is there twice")
     for name_flag, name in names.items() if len(numbers) > 1 else ():
         if "*" not in name:
-            raise InputError(f"{name_flag} {name}: with {flag} it needs a * for the number, or files would be replaced")
+            raise InputError(f"{name_flag} {name}: with {flag} it needs a * for the number, or all have the same files")
 
 
 def one_after_another(work: Callable[[T], int], jobs: Sequence[T]) -> None:

@@ -22,6 +22,8 @@ _TAIL = 1e-3
 _RATIO = 1.02
 _LEAST = 0.005
 _BATCH = 32
+_NEGLIGIBLE = -45.0
+"""Logarithm of a transform's frequencies that are taken as zero: all of them together are less than their rounding."""
 
 
 def sensitivity_nodes() -> np.ndarray:
@@ -126,16 +128,19 @@ def realised_pld_epsilon(
     lower = -math.log(_TAIL * delta)
     width = interval or 1e-3 * min(1.0, max(0.05, upper / 15)) * max(1.0, upper / 40)
     size = fft.next_fast_len(math.ceil((upper + lower) / width) + 2, real=True)
-    logs = np.stack([_log_transform(float(nodes[node]), *mechanism, width, reverse, size) for node in used])
+    logs = [_log_transform(float(nodes[node]), *mechanism, width, reverse, size) for node in used]
+    magnitudes, phases = np.stack([log.real for log in logs]), np.stack([log.imag for log in logs])
     result = np.empty(s.shape[0] * s.shape[2])
     flat = counts.reshape(-1, nodes.size)[:, used]
     start = -math.ceil(lower / width)
     losses = np.arange(start, start + size) * width
-    turn = np.arange(logs.shape[1]) * (-2j * math.pi * start / size)
+    turn = np.arange(magnitudes.shape[1]) * (-2j * math.pi * start / size)
     for first in range(0, len(flat), _BATCH):
         part = flat[first : first + _BATCH]
-        transform = np.exp(part @ logs.real + 1j * (part @ logs.imag) - turn)
-        chance = np.maximum(fft.irfft(transform, size, axis=1, overwrite_x=True), 0.0)
+        magnitude = part @ magnitudes
+        end = int(np.flatnonzero(magnitude.max(axis=0) > _NEGLIGIBLE)[-1]) + 1
+        transform = np.exp(magnitude[:, :end] + 1j * (part @ phases[:, :end]) - turn[:end])
+        chance = np.maximum(fft.irfft(transform, size, axis=1), 0.0)
         result[first : first + _BATCH] = [_epsilon(row, losses, (1 - _TAIL) * delta) for row in chance]
     return result.reshape(s.shape[0], s.shape[2])
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libmodels import ARCHITECTURES, build_model
+from libmodels.devices import resolve_device
 from libscores.curvature import curvature, rademacher
 
 H, N_PROBES = 1e-3, 10
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    resolve_device("cpu")
     print(f"n = {N_PROBES}, h = {H}, {args.threads} thread(s), {args.rounds} rounds, medians of CPU time")
     for arch in args.arch:
         torch.manual_seed(0)

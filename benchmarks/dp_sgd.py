@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from libdata.datasets import DATASETS, load_dataset
 from libmodels import ARCHITECTURES, build_model
+from libmodels.devices import resolve_device
 from libstore.config import load_config
 from libtrain.dp_training import DPTrainer
 from libtrain.settings import GRAD_SAMPLE_MODES, DPSettings, PrivacyPlan
@@ -215,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    resolve_device("cpu")
     print(f"B = {args.batch_size} (a sixteenth for larger networks), {args.threads} thread(s), {args.rounds} rounds")
     index = np.arange(args.examples)
     for arch in args.arch:

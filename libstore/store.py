@@ -19,6 +19,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -120,12 +121,23 @@ def exclusive(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _free_soon(handle: int) -> bool:
+    """Take the lock of an open directory if it is free within seconds, as after the writing of a figure."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+
+
 def _locked(handle: int, directory: Path) -> bool:
     """Wait for the lock of an open directory; return whether there is one."""
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _free_soon(handle):
             print(f"{directory}: another process is at work here, waiting for it", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
@@ -138,6 +150,8 @@ def _locked(handle: int, directory: Path) -> bool:
     return True
 
 
+_PATIENCE = 3.0
+"""Seconds that are waited without a word."""
 _UNLOCKED: set[tuple[int, int | None]] = set()
 """File systems that were said to have no locks, once each."""
 

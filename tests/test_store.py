@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,23 @@ with exclusive(Path({str(tmp_path)!r})):
     processes = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT) for name in "ab"]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert sorted((tmp_path / "order").read_text()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("patience", "said"), [(60.0, False), (0.0, True)])
+def test_a_short_wait_is_not_said(tmp_path, monkeypatch, capsys, patience: float, said: bool) -> None:
+    monkeypatch.setattr("libstore.store._PATIENCE", patience)
+
+    def wait() -> None:
+        with exclusive(tmp_path):
+            pass
+
+    second = threading.Thread(target=wait)
+    with exclusive(tmp_path):
+        second.start()
+        time.sleep(0.3)
+        assert second.is_alive()
+    second.join(60)
+    assert ("another process is at work here" in capsys.readouterr().err) == said
 
 
 def test_the_sidecar_does_not_hold_what_json_cannot(tmp_path) -> None:

@@ -22,7 +22,7 @@ _TAIL = 1e-3
 _RATIO = 1.02
 _LEAST = 0.005
 _BATCH = 32
-_NEGLIGIBLE = -45.0
+_NEGLIGIBLE = -60.0
 """Logarithm of a transform's frequencies that are taken as zero: all of them together are less than their rounding."""
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 Namespace = argparse.Namespace
-T = TypeVar("T")
+Job = TypeVar("Job")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -113,52 +113,6 @@ def file_name(text: str) -> str:
     if not re.fullmatch(r"[\w.=+-]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} holds more than letters, digits and _ . = + -")
     return text
-
-
-def numbered_name(text: str) -> str:
-    """Return part of a file's name with * for the number of a run or a seed; an argparse type."""
-    file_name(text.replace("*", "0"))
-    return text
-
-
-def numbered(text: str, number: int) -> str:
-    """Return the path that a text means for a run or seed: * is its number, unless a file of that name is there."""
-    return text if os.path.exists(text) else text.replace("*", str(number))
-
-
-def check_numbers(flag: str, numbers: Sequence[int], names: Mapping[str, str]) -> None:
-    """Refuse runs or seeds of one process that are named twice, or whose names are the same.
-
-    Args:
-        flag: What names those after the first.
-        numbers: All of them.
-        names: What their files are called, by flag.
-
-    Raises:
-        InputError: A number is there twice; there are several, and a name without a *.
-    """
-    for place, number in enumerate(numbers):
-        if number in numbers[:place]:
-            raise InputError(f"{flag} {number}: {number} is there twice")
-    for name_flag, name in names.items() if len(numbers) > 1 else ():
-        if "*" not in name:
-            raise InputError(f"{name_flag} {name}: with {flag} it needs a * for the number, or all have the same files")
-
-
-def one_after_another(work: Callable[[T], int], jobs: Sequence[T]) -> None:
-    """Do jobs in turn.
-
-    Args:
-        work: Does one; returns the signal that asked it to stop when it was all but done, else 0.
-        jobs: What it takes.
-
-    Raises:
-        Stopped: It returned a signal, and there are jobs left.
-    """
-    for done, job in enumerate(jobs, 1):
-        signum = work(job)
-        if signum and done < len(jobs):
-            raise Stopped(signum, f"stopped, {done} of {len(jobs)} done; run the same command again to go on")
 
 
 def add_save_every(parser: Parser) -> None:
@@ -270,6 +224,22 @@ def stop_requests() -> Iterator[Callable[[], int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def one_after_another(work: Callable[[Job], int], jobs: Sequence[Job]) -> None:
+    """Do jobs in turn.
+
+    Args:
+        work: Does one; returns the signal that asked it to stop when it was all but done, else 0.
+        jobs: What it takes.
+
+    Raises:
+        Stopped: It returned a signal, and there are jobs left.
+    """
+    for done, job in enumerate(jobs, 1):
+        signum = work(job)
+        if signum and done < len(jobs):
+            raise Stopped(signum, f"stopped, {done} of {len(jobs)} done; run the same command again to go on")
 
 
 def warn(message: str) -> None:

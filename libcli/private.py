@@ -7,6 +7,7 @@ from libcli.choices import add_choices, read_data, read_network
 from libcli.settings import add_settings, read_settings
 
 import argparse
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,6 +49,36 @@ def read_private_training(args: cli.Namespace) -> PrivateTraining:
     return PrivateTraining(read_data(args), read_network(args, private=True), study, settings)
 
 
+def numbered_name(text: str) -> str:
+    """Return part of a file's name with * for the number of a run or a seed; an argparse type."""
+    cli.file_name(text.replace("*", "0"))
+    return text
+
+
+def numbered(text: str, number: int) -> str:
+    """Return the path that a text means for a run or seed: * is its number, unless a file of that name is there."""
+    return text if os.path.exists(text) else text.replace("*", str(number))
+
+
+def check_numbers(flag: str, numbers: Sequence[int], names: Mapping[str, str]) -> None:
+    """Refuse runs or seeds of one process that are named twice, or whose names are the same.
+
+    Args:
+        flag: What names those after the first.
+        numbers: All of them.
+        names: What their files are called, by flag.
+
+    Raises:
+        InputError: A number is there twice; there are several, and a name without a *.
+    """
+    for place, number in enumerate(numbers):
+        if number in numbers[:place]:
+            raise InputError(f"{flag} {number}: {number} is there twice")
+    for name_flag, name in names.items() if len(numbers) > 1 else ():
+        if "*" not in name:
+            raise InputError(f"{name_flag} {name}: with {flag} it needs a * for the number, or all have the same files")
+
+
 def add_run(parser: cli.Parser, *, several: bool = False, **measuring: Any) -> None:
     """Add the flags that say what a run trains, what to measure in it, and under which names.
 
@@ -66,9 +97,9 @@ def add_run(parser: cli.Parser, *, several: bool = False, **measuring: Any) -> N
         text = "numbers of more runs to train and measure after the first (default: none)"
         add("--more_runs", type=cli.positive_int, nargs="+", metavar="RUN", help=text)
     text = "what follows ckpt in the name of the checkpoints' folder, * for the run's number"
-    add("--name", type=cli.numbered_name, default="*", help=text)
+    add("--name", type=numbered_name, default="*", help=text)
     text = "what follows res in the name of the result file, * for the run's number (default: as --name)"
-    add("--res_name", type=cli.numbered_name, help=text)
+    add("--res_name", type=numbered_name, help=text)
     add_settings(parser, MeasureSettings, **measuring)
     parser.remark = _tell_stages
 
@@ -102,7 +133,7 @@ def parse_runs(parser: cli.Parser, argv: Sequence[str] | None) -> list[cli.Names
         value = getattr(args, flag)
         if value is not None:
             raise InputError(f"--{flag} {value}: with --more_runs every run would be the same")
-    cli.check_numbers("--more_runs", runs, {f"--{flag}": name for flag, name in names.items()})
+    check_numbers("--more_runs", runs, {f"--{flag}": name for flag, name in names.items()})
     return [_of_run(args, run, names) for run in runs]
 
 

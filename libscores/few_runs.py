@@ -6,10 +6,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from libscores.renyi import EPSILON_ORDERS, divergence_at, epsilon, epsilon_offset, step_divergence
-from libscores.statistics import NOT_NEGATIVE, SHARE, Bounds, Estimate, symmetric_interval
+from libscores.statistics import NOT_NEGATIVE, SHARE, Bounds, Estimate, student, symmetric_interval
 
 
 class GrowthWithRuns(NamedTuple):
@@ -84,7 +83,7 @@ def _growth(
     if len(medians) == 1:
         return [Estimate(float(medians[0, 0]), math.nan, math.nan)]
     squared = np.square(medians[1:] - medians[1:].mean(axis=0)).sum(axis=0) + resampled.var(axis=0, ddof=1)
-    half = special.stdtrit(runs - 1, 0.975) * np.sqrt(squared)
+    half = student(runs - 1) * np.sqrt(squared)
     return [symmetric_interval(*numbers, bounds) for numbers in zip(medians[0], half, strict=True)]
 
 
@@ -161,4 +160,4 @@ def _half_width(left_out: np.ndarray, over_points: float) -> float:
     if not runs:
         return math.nan
     over_runs = (runs - 1) / runs * np.square(left_out - left_out.mean()).sum()
-    return float(special.stdtrit(runs - 1, 0.975) * math.sqrt(over_runs + over_points))
+    return float(student(runs - 1) * math.sqrt(over_runs + over_points))

@@ -20,6 +20,7 @@ from libscores.statistics import (
     bootstrap_weights,
     jackknife_interval,
     spearman,
+    student,
     symmetric_interval,
 )
 
@@ -226,7 +227,7 @@ def _mean_of_pairs(values: np.ndarray, symmetric: bool = False) -> list[Estimate
             left_out.append(values[kept].mean(axis=0))
         squared += (runs - 1) / runs * np.square(np.array(left_out) - np.mean(left_out, axis=0)).sum(axis=0)
     degrees = fewest - (not symmetric)
-    half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(squared) if fewest > 1 else np.full(len(mean), math.nan)
+    half = student(degrees) * np.sqrt(squared) if fewest > 1 else np.full(len(mean), math.nan)
     return [symmetric_interval(*numbers) for numbers in zip(mean, half, _RANK_BOUNDS, strict=True)]
 
 

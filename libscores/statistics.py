@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy
@@ -74,6 +75,11 @@ SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+def student(degrees: int | np.ndarray) -> Any:
+    """Return the 97.5 % point of Student's distribution with so many degrees of freedom; NaN where there are none."""
+    return scipy.special.stdtrit(degrees, 0.975)  # scipy.stats takes 0.6 s to import
+
+
 def bootstrap_weights(n_runs: int, n_resamples: int, seed: int) -> np.ndarray:
     """Draw bootstrap resamples of runs as counts, shape (n_resamples, n_runs), every row summing to n_runs."""
     rng = np.random.default_rng(seed)
@@ -100,7 +106,7 @@ def bootstrap_interval(
     if n_runs == 1:
         error = float("nan")
     elif n_runs is not None:
-        error *= float(scipy.stats.t.ppf(0.975, n_runs - 1)) / 1.959964 * (n_runs / (n_runs - 1)) ** 0.5
+        error *= float(student(n_runs - 1)) / 1.959964 * (n_runs / (n_runs - 1)) ** 0.5
     return symmetric_interval(value, 1.959964 * error, bounds)
 
 
@@ -130,7 +136,7 @@ def jackknife_interval(value: float, left_out: np.ndarray, bounds: Bounds = UNBO
     """
     groups = len(left_out)
     error = np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2))
-    return symmetric_interval(value, float(scipy.stats.t.ppf(0.975, groups - 1) * error), bounds)
+    return symmetric_interval(value, float(student(groups - 1) * error), bounds)
 
 
 def student_interval(values: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate:
@@ -141,7 +147,7 @@ def student_interval(values: np.ndarray, bounds: Bounds = UNBOUNDED) -> Estimate
     known = values[np.isfinite(values)]
     if known.size < 2:
         return Estimate(float(known.mean()) if known.size else math.nan, math.nan, math.nan)
-    half = float(scipy.stats.sem(known) * scipy.stats.t.ppf(0.975, known.size - 1))
+    half = float(scipy.stats.sem(known) * student(known.size - 1))
     return symmetric_interval(float(known.mean()), half, bounds)
 
 

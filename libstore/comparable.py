@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from libstore.errors import InputError
-from libstore.store import differences, file_sha256, read_sidecar, tell
+from libstore.store import Output, differences, file_sha256, read_sidecar, tell
 
 RUNS = ("run", "seed", "seeds")
 """Free in the runs of an ensemble and of the per-instance study."""
@@ -129,9 +129,15 @@ def weights_digest(path: Path) -> str | None:
     return str(result.sidecar["sha256"]) if result else None
 
 
-def of_these_weights(arrays: Path, weights: Path) -> bool:
-    """Tell whether the arrays of a finished training are of the weights beside them; what does not say so passes."""
-    return read_sidecar(arrays).get("weights_sha256") in (None, read_sidecar(weights)["sha256"])
+def trained(weights: Output, arrays: Output, *, overwrite: bool) -> bool:
+    """Tell whether weights and arrays are there, of one training; arrays that do not name their weights pass.
+
+    Raises:
+        InputError: As `Output.finished`.
+    """
+    if not all([one.finished(overwrite=overwrite) for one in (weights, arrays)]):
+        return False
+    return read_sidecar(arrays.path).get("weights_sha256") in (None, read_sidecar(weights.path)["sha256"])
 
 
 def check_weights(claims: Sequence[tuple[Path, str | None]], hint: str) -> None:

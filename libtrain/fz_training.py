@@ -17,7 +17,7 @@ from libdata.datasets import Dataset, check_same_content
 from libmodels.checkpoints import ModelSpec, model_bytes
 from libmodels.devices import describe_device
 from libstore import trajectories
-from libstore.comparable import RUNS, of_these_weights
+from libstore.comparable import RUNS, trained
 from libstore.errors import InputError
 from libstore.fz import FORMAT, RunArrays
 from libstore.store import (
@@ -39,13 +39,6 @@ from libtrain.streams import INIT, SUBSET, seeded, stream_seed
 from libtrain.together import check_stackable, train_together
 from libtrain.training import check_batches, run_arrays, train_sgd
 from libtrain.unfinished import Unfinished
-
-
-def _finished(pair: tuple[Output, Output], *, overwrite: bool) -> bool:
-    """Tell whether the weights of a run and its arrays are there, of one training."""
-    weights, arrays = pair
-    there = all([one.finished(overwrite=overwrite) for one in pair])
-    return there and of_these_weights(arrays.path, weights.path)
 
 
 @dataclass(frozen=True)
@@ -155,7 +148,7 @@ class FZTraining:
         settings = trajectory.settings if trajectory else weights.settings
         state = Output(folder / "checkpoints" / "state.pt", settings, FORMAT)
         with exclusive(folder), exclusive(state.path.parent):
-            there = _finished((weights, arrays), overwrite=overwrite)
+            there = trained(weights, arrays, overwrite=overwrite)
             if there and (trajectory is None or trajectory.finished(overwrite=overwrite)):
                 state.remove()
                 return None
@@ -201,7 +194,7 @@ class FZTraining:
             for folder in folders:
                 locks.enter_context(exclusive(folder))
                 locks.enter_context(exclusive(folder / "checkpoints"))
-            there = [_finished(pair, overwrite=overwrite) for pair in outputs]
+            there = [trained(*pair, overwrite=overwrite) for pair in outputs]
             if all(there) or overwrite:
                 state.remove()
             if all(there):

@@ -20,7 +20,7 @@ Measured: about 9 minutes for the published settings on one CPU thread.
 from __future__ import annotations
 
 import libcli as cli
-from libcli.private import add_run, parse_runs, read_private_training
+from libcli.private import add_run, numbered, parse_runs, read_private_training
 from libcli.settings import read_settings
 
 import time
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         part = "" if measuring.stage is None else f"_stage_{measuring.stage:g}"
         result = Output(config.sensitivity_dir / "res" / f"res{run.res_name}{part}.csv", settings, FORMAT)
         if run.compare_with:
-            other = Path(cli.numbered(run.compare_with, run.run))
+            other = Path(numbered(run.compare_with, run.run))
             if not other.exists():
                 raise InputError(f"--compare_with {other}: no such file")
             before, now = kept(other), Kept(result.path, {"settings": result.settings, "format": FORMAT})
@@ -123,17 +123,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         models, own = state.path.parent, checkpoints.others is None
         trainer = None
         if not finished:  # whatever is refused is refused before the folder is touched
-            plan = plan or plan_privacy(dp, study.planned, calibrations)
-            trainer = study.trainer(dp, plan, device)
+            trainer = study.trainer(dp, plan or plan_privacy(dp, study.planned, calibrations), device)
         with exclusive(models) if own else nullcontext():
-            if trainer is None or plan is None or result.finished(overwrite=args.overwrite):
+            if trainer is None or result.finished(overwrite=args.overwrite):
                 if own:
                     state.remove()
                 print(f"{result.path}: finished before, skipped", flush=True)
                 return 0
             if anew and own:
                 state.remove()
-            started, privacy = time.monotonic(), plan.record(dp)
+            started, plan = time.monotonic(), trainer.plan
+            privacy = plan.record(dp)
             files = [state.path, *(checkpoints.output(step).path for step in checkpoints.steps.tolist())]
             made_by = provenance([one for file in files for one in made_before(file)], **describe_device(device))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import libcli as cli
+from libcli.private import numbered
 
 import json
 import os
@@ -363,9 +363,9 @@ def test_models_trained_by_one_process_are_those_of_a_process_each(tmp_path: Pat
 
 def test_a_star_is_the_number_unless_it_is_in_the_name(tmp_path: Path) -> None:
     path = tmp_path / "a*.npy"
-    assert cli.numbered(str(path), 7) == str(tmp_path / "a7.npy")
+    assert numbered(str(path), 7) == str(tmp_path / "a7.npy")
     path.touch()
-    assert cli.numbered(str(path), 7) == str(path)
+    assert numbered(str(path), 7) == str(path)
 
 
 def test_lines_of_several_models_are_the_grid_in_groups() -> None:
